@@ -1,0 +1,119 @@
+package lbstate
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
+)
+
+// CheckHash identifies what a check asks of a backend. Intervals, rise and
+// fall are part of it: a verdict reached by other rules is another verdict.
+func CheckHash(c HealthCheck, backend netip.AddrPort) uint64 {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s|%+v", backend, c)
+	return h.Sum64()
+}
+
+// Digest is over the names and versions of a view's services, in whatever
+// order they stand: two views of one cluster with equal digests are equal.
+func Digest(v View) uint64 {
+	services := slices.Clone(v.Services)
+	slices.SortFunc(services, func(a, b DesiredService) int { return cmp.Compare(a.Name, b.Name) })
+	h := fnv.New64a()
+	var n [8]byte
+	for _, s := range services {
+		binary.BigEndian.PutUint64(n[:], uint64(len(s.Name)))
+		h.Write(n[:])
+		h.Write([]byte(s.Name))
+		binary.BigEndian.PutUint64(n[:], s.Version)
+		h.Write(n[:])
+	}
+	return h.Sum64()
+}
+
+// Proto returns the form in which a service travels to agents.
+func (d DesiredService) Proto() *lbstatepb.DesiredService {
+	p := &lbstatepb.DesiredService{
+		Name: d.Name, Version: d.Version, Port: uint32(d.Port), Protocol: string(d.Protocol),
+		Fwmark: d.FWMark, Family: string(d.Family), Scheduler: d.Scheduler, SchedulerFlags: d.SchedulerFlags,
+		OnePacket: d.OnePacket, Snat: string(d.SNAT),
+	}
+	if d.VIP.IsValid() {
+		p.Vip = d.VIP.AsSlice()
+	}
+	if d.Persistence != nil {
+		p.Persistence = &lbstatepb.Persistence{
+			TimeoutSeconds: uint32(time.Duration(d.Persistence.Timeout) / time.Second),
+			Prefix:         uint32(d.Persistence.Prefix),
+		}
+	}
+	for _, b := range d.Backends {
+		p.Backends = append(p.Backends, &lbstatepb.DesiredBackend{
+			Address: b.Address.AsSlice(), Port: uint32(b.Port), Forwarding: string(b.Forwarding),
+			Weight: uint32(b.Weight), Reason: string(b.Reason),
+		})
+	}
+	return p
+}
+
+// DesiredFromProto is the inverse of Proto. It checks what a director relies
+// on, since the bytes may come from a damaged journal or a foreign server.
+func DesiredFromProto(p *lbstatepb.DesiredService) (DesiredService, error) {
+	fail := func(what string, found any) (DesiredService, error) {
+		return DesiredService{}, fmt.Errorf("service %q: %s %v is not valid", p.GetName(), what, found)
+	}
+	d := DesiredService{
+		Name: p.GetName(), Version: p.GetVersion(), Port: uint16(p.GetPort()), Protocol: Protocol(p.GetProtocol()),
+		FWMark: p.GetFwmark(), Family: Family(p.GetFamily()), Scheduler: p.GetScheduler(), SchedulerFlags: p.GetSchedulerFlags(),
+		OnePacket: p.GetOnePacket(), SNAT: SNATMode(p.GetSnat()),
+	}
+	if d.Name == "" {
+		return fail("name", `""`)
+	}
+	if d.Family != IPv4 && d.Family != IPv6 {
+		return fail("family", p.GetFamily())
+	}
+	if p.GetPort() > 65535 {
+		return fail("port", p.GetPort())
+	}
+	if d.FWMark == 0 {
+		vip, ok := netip.AddrFromSlice(p.GetVip())
+		if !ok || vip.Is4() != (d.Family == IPv4) {
+			return fail("vip", p.GetVip())
+		}
+		if !slices.Contains([]Protocol{TCP, UDP, SCTP}, d.Protocol) {
+			return fail("protocol", p.GetProtocol())
+		}
+		d.VIP = vip
+	}
+	if pp := p.GetPersistence(); pp != nil {
+		if pp.GetPrefix() > 128 {
+			return fail("persistence.prefix", pp.GetPrefix())
+		}
+		d.Persistence = &Persistence{Timeout: Duration(time.Duration(pp.GetTimeoutSeconds()) * time.Second), Prefix: int(pp.GetPrefix())}
+	}
+	for _, b := range p.GetBackends() {
+		addr, ok := netip.AddrFromSlice(b.GetAddress())
+		switch {
+		case !ok:
+			return fail("backend address", b.GetAddress())
+		case b.GetPort() > 65535:
+			return fail("backend port", b.GetPort())
+		case b.GetWeight() > maxWeight:
+			return fail("backend weight", b.GetWeight())
+		case !slices.Contains([]Forwarding{Masq, DR, Tunnel}, Forwarding(b.GetForwarding())):
+			return fail("backend forwarding", b.GetForwarding())
+		}
+		d.Backends = append(d.Backends, DesiredBackend{
+			Address: addr, Port: uint16(b.GetPort()), Forwarding: Forwarding(b.GetForwarding()),
+			Weight: int(b.GetWeight()), Reason: Reason(b.GetReason()),
+		})
+	}
+	return d, nil
+}
