@@ -300,8 +300,9 @@ func decodeBatch(payload []byte) ([]*raftpb.Message, error) {
 	if fields < messages+2*entries {
 		return nil, violation("batch of messages: more items than bytes")
 	}
-	// append, because it does not zero what it fills.
-	d.data = append([]byte(nil), d.in[fields:]...)
+	// append, because it does not zero what it fills; to a slice that is not nil,
+	// because what is cut from it must not be.
+	d.data = append([]byte{}, d.in[fields:]...)
 	d.in = d.in[:fields]
 	d.entries = make([]entrySlot, entries)
 	slots := make([]messageSlot, messages)
