@@ -72,10 +72,6 @@ func (l *lane) run(ctx context.Context) {
 }
 
 func (l *lane) wait(ctx context.Context, pause time.Duration) {
-	select {
-	case <-l.kick: // from before; it has been served by the attempt just made
-	default:
-	}
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
@@ -85,7 +81,8 @@ func (l *lane) wait(ctx context.Context, pause time.Duration) {
 	}
 }
 
-// retry makes the next attempt to connect start now, if the lane pauses.
+// retry ends the pause between two attempts, now or the next one: one that has
+// failed meanwhile may have come too early.
 func (l *lane) retry() {
 	select {
 	case l.kick <- struct{}{}:
