@@ -1,0 +1,31 @@
+// Package agent carries the desired state from servers to agents, over gRPC.
+//
+// A Server is mounted on a gRPC server and reads an lbstate.Store. A Client
+// follows one of several servers, keeps what it accepted in a journal, and
+// hands it to an Applier, which makes the host equal to it.
+//
+// An agent says which state it holds (cluster, revision, digest). A server
+// that can answers with what changed since, else with the full state; updates
+// carry explicit removals, and one is in flight at a time: what changes
+// meanwhile is coalesced, each service as it is at the end. The agent makes an
+// update durable, acknowledges it as received, applies it, and acknowledges it
+// as applied.
+//
+// # What an agent refuses
+//
+// It never goes back in revision. A state that is of another cluster, empty,
+// or in which more than half and more than three services would vanish without
+// explicit removals, is held back: traffic goes on as it is, the status says
+// why, and Client.Release lets it pass. With every server gone nothing is
+// withdrawn, and a restarted agent applies its journal before it dials.
+//
+// # Goroutines
+//
+//	goroutine          started by     stopped by                    owns
+//	Client.applyLoop   Client.Run     ctx                           calls of Applier.Apply
+//	Client.reportLoop  Client.Run     ctx                           -
+//	session.sendLoop   Client.follow  end of the stream             sending on the stream
+//	stream.serve       Stream (gRPC)  end of the stream, Close      the view's digest
+//	stream.receive     stream.serve   end of the stream             receiving
+//	stream.beat        stream.serve   end of the stream             -
+package agent

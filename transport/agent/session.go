@@ -1,0 +1,167 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/ipvskit/ipvskit/transport/agent/agentpb"
+)
+
+// session is one stream on the agent's side.
+type session struct {
+	client  *Client
+	stream  grpc.BidiStreamingClient[agentpb.AgentMessage, agentpb.ServerMessage]
+	server  string
+	acks    chan *agentpb.Ack
+	alive   *time.Timer // ends the stream when the server falls silent
+	silence time.Duration
+	beat    time.Duration
+	cluster uint64
+	parts   assembler
+}
+
+// greet says hello and takes the welcome.
+func (s *session) greet(ctx context.Context) error {
+	c := s.client
+	c.mu.Lock()
+	st, status := c.state, c.status
+	c.mu.Unlock()
+	hello := &agentpb.Hello{
+		Name: c.cfg.Name, Version: c.cfg.Version, Features: c.cfg.Features, Labels: c.cfg.Labels,
+		Cluster: st.cluster, Revision: st.revision, Digest: st.digest,
+	}
+	if status.AppliedRevision > 0 && status.Applied.Revision > 0 {
+		hello.Applied = appliedToProto(status.Applied)
+	}
+	if status.Held != nil {
+		hello.Held = status.Held.Reason
+	}
+	if err := s.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: hello}}); err != nil {
+		return err
+	}
+	m, err := s.stream.Recv()
+	if err != nil {
+		return err
+	}
+	if bye := m.GetBye(); bye != nil {
+		return fmt.Errorf("the server sends this agent on: %s", bye.GetReason())
+	}
+	w := m.GetWelcome()
+	if w == nil {
+		return errors.New("the server's first message is no welcome")
+	}
+	s.cluster = w.GetCluster()
+	s.silence = min(max(time.Duration(w.GetSilenceMillis())*time.Millisecond, 100*time.Millisecond), time.Minute)
+	s.beat = min(max(time.Duration(w.GetHeartbeatMillis())*time.Millisecond, 10*time.Millisecond), s.silence/2)
+	s.parts.limit = c.cfg.MaxUpdate
+	s.alive.Reset(s.silence)
+	c.mu.Lock()
+	c.acks = s.acks
+	c.status.Connected, c.status.Server, c.status.ServerName, c.status.LastHeard, c.status.LastError = true, s.server, w.GetServer(), time.Now(), ""
+	c.mu.Unlock()
+	c.log.Info("served", zap.String("server", w.GetServer()), zap.String("address", s.server), zap.String("cluster", fmt.Sprintf("%016x", w.GetCluster())))
+	return ctx.Err()
+}
+
+// sendLoop is the only sender after the hello.
+func (s *session) sendLoop(ctx context.Context) {
+	tick := time.NewTicker(s.beat)
+	defer tick.Stop()
+	for {
+		m := &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case ack := <-s.acks:
+			m = &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: ack}}
+		}
+		if s.stream.Send(m) != nil {
+			return // the receiver sees why
+		}
+	}
+}
+
+func (s *session) receive() error {
+	for {
+		m, err := s.stream.Recv()
+		if err != nil {
+			return err
+		}
+		s.alive.Reset(s.silence)
+		s.client.mu.Lock()
+		s.client.status.LastHeard = time.Now()
+		s.client.mu.Unlock()
+		switch {
+		case m.GetChunk() != nil:
+			u, err := s.parts.add(m.GetChunk())
+			if err != nil {
+				return err
+			}
+			if u != nil {
+				if err := s.update(u); err != nil {
+					return err
+				}
+			}
+		case m.GetBye() != nil:
+			return fmt.Errorf("the server ends the stream: %s", m.GetBye().GetReason())
+		}
+	}
+}
+
+// update judges one update, makes it durable and passes it on.
+func (s *session) update(u *agentpb.Update) error {
+	c := s.client
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	have := c.state
+	answer := func(a *agentpb.Ack) error {
+		a.Revision = u.GetRevision()
+		select {
+		case s.acks <- a:
+			return nil
+		case <-s.stream.Context().Done():
+			return s.stream.Context().Err()
+		}
+	}
+	if u.GetCluster() != s.cluster {
+		return fmt.Errorf("an update of cluster %016x from a server of cluster %016x", u.GetCluster(), s.cluster)
+	}
+	if !u.GetFull() && (u.GetCluster() != have.cluster || u.GetSince() != have.revision || u.GetRevision() < have.revision) {
+		return answer(&agentpb.Ack{Kind: agentpb.Ack_REJECTED, WantFull: true, Reason: fmt.Sprintf("a change from revision %d to %d does not continue revision %d", u.GetSince(), u.GetRevision(), have.revision)})
+	}
+	next := have.apply(u)
+	if next.digest != u.GetDigest() {
+		a := &agentpb.Ack{Kind: agentpb.Ack_REJECTED, WantFull: !u.GetFull(), Reason: "the digest of the state does not match the server's"}
+		if err := answer(a); err != nil || a.WantFull {
+			return err
+		}
+		return errors.New(a.Reason)
+	}
+	if u.GetFull() {
+		removed := map[string]struct{}{}
+		if u.GetCluster() == have.cluster && u.GetSince() == have.revision {
+			for _, name := range u.GetRemoved() {
+				removed[name] = struct{}{}
+			}
+		}
+		if reason, vanished := c.cfg.Guard.judge(have, next, removed); reason != "" {
+			c.held = next
+			c.status.Held = &Held{Reason: reason, Server: s.server, Cluster: next.cluster, Revision: next.revision, Services: len(next.entries), Vanished: vanished[:min(len(vanished), 100)], Since: time.Now()}
+			c.log.Warn("a state is held back; traffic goes on as it is", zap.String("server", s.server), zap.String("reason", reason))
+			if err := answer(&agentpb.Ack{Kind: agentpb.Ack_HELD, Reason: reason}); err != nil {
+				return err
+			}
+			return errors.New("its state is held back: " + reason)
+		}
+	}
+	if err := c.acceptLocked(next, u); err != nil {
+		return err
+	}
+	return answer(&agentpb.Ack{Kind: agentpb.Ack_RECEIVED})
+}

@@ -1,0 +1,359 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ipvskit/ipvskit/lbstate"
+	"github.com/ipvskit/ipvskit/transport/agent/agentpb"
+)
+
+// service is the gRPC side of a Server.
+type service struct {
+	agentpb.UnimplementedAgentsServer
+	server *Server
+}
+
+// farewell ends a stream with a Bye that says why.
+type farewell struct {
+	code   agentpb.Bye_Code
+	reason string
+}
+
+func (f *farewell) Error() string { return f.reason }
+
+// stream is one agent's stream on the server.
+type stream struct {
+	server *Server
+	hello  Hello // set before begun
+	begun  bool  // guarded by the server's mu
+	cancel context.CancelCauseFunc
+	heard  atomic.Int64 // Unix nanoseconds of the last message
+	flow   chan *agentpb.Ack
+
+	sendMu sync.Mutex // one sender at a time
+	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
+
+	// What the agent holds when it has accepted everything sent.
+	versions map[string]uint64
+	digest   uint64
+}
+
+func (st *stream) end(code agentpb.Bye_Code, reason string) { st.cancel(&farewell{code, reason}) }
+
+func (st *stream) send(m *agentpb.ServerMessage) error {
+	st.sendMu.Lock()
+	defer st.sendMu.Unlock()
+	return st.grpc.Send(m)
+}
+
+// Stream serves one agent until either side ends it.
+func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]) error {
+	s := sv.server
+	s.streams.Add(1)
+	defer s.streams.Done()
+	ctx, cancel := context.WithCancelCause(g.Context())
+	defer cancel(nil)
+	st := &stream{server: s, cancel: cancel, grpc: g, flow: make(chan *agentpb.Ack, 1)}
+	// The handler only waits: a send or receive that hangs in one of the
+	// goroutines ends when the handler returns.
+	served := make(chan error, 1)
+	s.streams.Go(func() { served <- st.serve(ctx) })
+	var problem error
+	select {
+	case problem = <-served:
+	case <-ctx.Done():
+		problem = context.Cause(ctx)
+	}
+	cancel(problem)
+	var bye *farewell
+	if errors.As(problem, &bye) {
+		said := make(chan struct{})
+		s.streams.Go(func() {
+			// Best effort: the agent also sees the stream end.
+			_ = st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Bye{Bye: &agentpb.Bye{Code: bye.code, Reason: bye.reason}}})
+			close(said)
+		})
+		select {
+		case <-said:
+		case <-time.After(time.Second):
+		}
+	}
+	s.finish(st, problem)
+	return nil
+}
+
+func (st *stream) serve(ctx context.Context) error {
+	s := st.server
+	watchdog := time.AfterFunc(s.cfg.SilenceTimeout, func() { st.end(agentpb.Bye_SLOW, "no hello in time") })
+	first, err := st.grpc.Recv()
+	watchdog.Stop()
+	if err != nil {
+		return err
+	}
+	h := first.GetHello()
+	if h == nil {
+		return &farewell{agentpb.Bye_REFUSED, "the first message must be a hello"}
+	}
+	if err := checkHello(h); err != nil {
+		return &farewell{agentpb.Bye_REFUSED, err.Error()}
+	}
+	if err := s.ready(ctx); err != nil {
+		return &farewell{agentpb.Bye_NOT_READY, err.Error()}
+	}
+	hello := Hello{Name: h.GetName(), Version: h.GetVersion(), Features: h.GetFeatures(), Labels: h.GetLabels(), Cluster: h.GetCluster(), Revision: h.GetRevision()}
+	if p, ok := peer.FromContext(ctx); ok {
+		hello.Address = p.Addr.String()
+	}
+	labels, err := s.cfg.LabelsFor(ctx, hello)
+	if err != nil {
+		return &farewell{agentpb.Bye_REFUSED, err.Error()}
+	}
+	if labels == nil {
+		labels = map[string]string{} // nil would select everything
+	}
+	hello.Labels = labels
+	st.hello = hello
+	if code, reason := s.begin(ctx, st); code != agentpb.Bye_UNSPECIFIED {
+		return &farewell{code, reason}
+	}
+	if a := h.GetApplied(); a != nil {
+		s.known.acked(hello.Name, &agentpb.Ack{Kind: agentpb.Ack_APPLIED, Revision: a.GetRevision(), Applied: a})
+	}
+	s.log.Info("agent connected", zap.String("agent", hello.Name), zap.String("address", hello.Address), zap.Uint64("revision", hello.Revision))
+
+	cluster := s.cfg.Cluster()
+	err = st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Welcome{Welcome: &agentpb.Welcome{
+		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version,
+		HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
+	}}})
+	if err != nil {
+		return err
+	}
+	st.heard.Store(time.Now().UnixNano())
+	s.streams.Go(func() { st.receive(ctx) })
+	s.streams.Go(func() { st.beat(ctx) })
+	return st.follow(ctx, cluster, h)
+}
+
+func checkHello(h *agentpb.Hello) error {
+	if n := len(h.GetName()); n == 0 || n > 253 {
+		return fmt.Errorf("the agent's name has %d bytes; 1 to 253 are allowed", n)
+	}
+	if len(h.GetLabels()) > 64 || len(h.GetFeatures()) > 64 || len(h.GetVersion()) > 256 {
+		return errors.New("the hello has more labels or features than the 64 allowed, or a version of over 256 bytes")
+	}
+	for k, v := range h.GetLabels() {
+		if len(k) == 0 || len(k) > 128 || len(v) > 128 {
+			return fmt.Errorf("label %.130q: a key has 1 to 128 bytes and a value at most 128", k)
+		}
+	}
+	return nil
+}
+
+// receive takes what the agent says until the stream ends.
+func (st *stream) receive(ctx context.Context) {
+	for {
+		m, err := st.grpc.Recv()
+		if err != nil {
+			st.cancel(err)
+			return
+		}
+		st.heard.Store(time.Now().UnixNano())
+		switch {
+		case m.GetHeartbeat() != nil:
+			st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.LastHeard = time.Now() })
+		case m.GetAck() != nil:
+			ack := m.GetAck()
+			st.server.known.acked(st.hello.Name, ack)
+			switch ack.GetKind() {
+			case agentpb.Ack_RECEIVED, agentpb.Ack_REJECTED, agentpb.Ack_HELD:
+				select {
+				case st.flow <- ack:
+				case <-ctx.Done():
+				}
+			}
+		default:
+			st.end(agentpb.Bye_REFUSED, "neither an acknowledgement nor a heartbeat")
+			return
+		}
+	}
+}
+
+// beat lets the agent hear this server, and ends the stream of one that falls
+// silent, or when this server is not ready for longer than ReadyTimeout.
+func (st *stream) beat(ctx context.Context) {
+	s := st.server
+	tick := time.NewTicker(s.cfg.HeartbeatInterval)
+	defer tick.Stop()
+	readyAt := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if silent := time.Since(time.Unix(0, st.heard.Load())); silent > s.cfg.SilenceTimeout {
+			st.end(agentpb.Bye_SLOW, fmt.Sprintf("nothing heard for %v", silent.Round(time.Millisecond)))
+			return
+		}
+		err := s.ready(ctx)
+		switch {
+		case err == nil:
+			readyAt = time.Now()
+		case ctx.Err() == nil && time.Since(readyAt) > s.cfg.ReadyTimeout:
+			st.end(agentpb.Bye_NOT_READY, err.Error())
+			return
+		}
+		if err := st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}}); err != nil {
+			st.cancel(err)
+			return
+		}
+	}
+}
+
+// follow sends updates, one in flight. The watcher coalesces what changes
+// while the agent is busy.
+func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) error {
+	resume := h.GetCluster() == cluster && h.GetRevision() > 0
+	have := uint64(0)
+	if resume {
+		have = h.GetRevision()
+	}
+	full := func(from uint64) *lbstate.Watcher {
+		return st.server.cfg.Store.Watch(lbstate.WatchOptions{From: from, Full: true, Labels: st.hello.Labels})
+	}
+	w := full(have)
+	for {
+		u, err := w.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if u.Revision < have {
+			return &farewell{agentpb.Bye_BEHIND, fmt.Sprintf("this server is at revision %d, the agent has seen %d", u.Revision, have)}
+		}
+		st.remember(u)
+		p := &agentpb.Update{Cluster: cluster, Revision: u.Revision, Full: u.Full, Since: have, Digest: st.digest, Removed: u.Removed}
+		// An agent that resumes gets what changed since; where it does not
+		// hold what its revision says, the digest tells, and it asks for all.
+		delta := u.Full && resume && u.Since == have
+		resume = false
+		p.Full = u.Full && !delta
+		for _, s := range u.Services {
+			if !delta || s.Version > have {
+				p.Services = append(p.Services, lbstate.Desired(s).Proto())
+			}
+		}
+		if delta && len(p.Services)+len(p.Removed) == 0 && u.Revision == have && h.GetDigest() == st.digest {
+			continue // nothing has changed, and the agent holds it all
+		}
+		ack, err := st.deliver(ctx, p)
+		if err != nil {
+			return err
+		}
+		switch {
+		case ack.GetKind() == agentpb.Ack_RECEIVED:
+			have = u.Revision
+		case ack.GetWantFull():
+			w = full(have)
+		default: // rejected, or held until someone releases it
+			have = u.Revision
+			if ack.GetKind() == agentpb.Ack_REJECTED {
+				return &farewell{agentpb.Bye_REFUSED, "the agent rejected the update: " + ack.GetReason()}
+			}
+		}
+	}
+}
+
+// remember keeps the digest of the view that the agent has after u.
+func (st *stream) remember(u lbstate.Update) {
+	if u.Full {
+		st.versions, st.digest = make(map[string]uint64, len(u.Services)), 0
+	} else {
+		for _, name := range u.Removed {
+			if v, ok := st.versions[name]; ok {
+				st.digest -= pairDigest(name, v)
+				delete(st.versions, name)
+			}
+		}
+	}
+	for _, s := range u.Services {
+		if v, ok := st.versions[s.Name]; ok {
+			st.digest -= pairDigest(s.Name, v)
+		}
+		st.versions[s.Name] = s.Version
+		st.digest += pairDigest(s.Name, s.Version)
+	}
+}
+
+func (st *stream) deliver(ctx context.Context, p *agentpb.Update) (*agentpb.Ack, error) {
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	var c chunker
+	c.write(data)
+	c.cut(true)
+	slow := time.AfterFunc(st.server.cfg.SendTimeout, func() { st.end(agentpb.Bye_SLOW, "the agent does not read") })
+	for _, m := range c.chunks {
+		if err := st.send(m); err != nil {
+			slow.Stop()
+			return nil, err
+		}
+		slow.Reset(st.server.cfg.SendTimeout)
+	}
+	slow.Stop()
+	st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = p.GetRevision() })
+	for {
+		select {
+		case ack := <-st.flow:
+			if ack.GetRevision() == p.GetRevision() {
+				return ack, nil
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// List answers once with the whole view.
+func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.ListResponse, error) {
+	s := sv.server
+	if err := checkHello(&agentpb.Hello{Name: r.GetName(), Labels: r.GetLabels()}); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := s.ready(ctx); err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	labels, err := s.cfg.LabelsFor(ctx, Hello{Name: r.GetName(), Labels: r.GetLabels(), Cluster: r.GetCluster(), Revision: r.GetRevision()})
+	if err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	u, err := s.cfg.Store.Watch(lbstate.WatchOptions{Labels: labels}).Next(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	answer := &agentpb.ListResponse{Cluster: s.cfg.Cluster(), Revision: u.Revision}
+	for _, v := range u.Services {
+		answer.Digest += pairDigest(v.Name, v.Version)
+		answer.Services = append(answer.Services, lbstate.Desired(v).Proto())
+	}
+	if r.GetCluster() == answer.Cluster && r.GetDigest() == answer.Digest && r.GetRevision() > 0 {
+		answer.Unchanged, answer.Services = true, nil
+	}
+	return answer, nil
+}
