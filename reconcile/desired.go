@@ -1,0 +1,299 @@
+package reconcile
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ipvskit/ipvskit/lbstate"
+)
+
+// SNATMode says which masqueraded connections get this director's own address
+// as their source.
+type SNATMode uint8
+
+const (
+	// SNATLocal: those that this director itself opens to the VIP, which would
+	// otherwise get no answer. Clients keep their address.
+	SNATLocal SNATMode = iota
+	// SNATAll: every one, for backends that do not route back through the director.
+	SNATAll
+	// SNATOff: none.
+	SNATOff
+)
+
+func (m SNATMode) String() string {
+	switch m {
+	case SNATLocal:
+		return "local"
+	case SNATAll:
+		return "all"
+	case SNATOff:
+		return "off"
+	}
+	return fmt.Sprintf("snat mode %d", uint8(m))
+}
+
+// Desired is everything that one director's kernel should have within the scope.
+type Desired struct {
+	Revision uint64 // comes back in the Report; not interpreted
+	Services []DesiredService
+}
+
+// DesiredService is a service with all its destinations. A destination that is
+// in the kernel but not here is drained, then deleted.
+type DesiredService struct {
+	Service
+	Name         string // for reports; may be empty
+	SNAT         SNATMode
+	Destinations []Destination
+}
+
+// FromView makes what a director should have of lbstate's view. Services that
+// cannot be expressed come back as failures; the others are usable.
+func FromView(v lbstate.View) (Desired, []Failure) {
+	d := Desired{Revision: v.Revision, Services: make([]DesiredService, 0, len(v.Services))}
+	var failures []Failure
+	for i := range v.Services {
+		s, err := fromService(&v.Services[i])
+		if err != nil {
+			failures = append(failures, Failure{Object: "service " + v.Services[i].Name, Op: "read", Err: err})
+			continue
+		}
+		d.Services = append(d.Services, s)
+	}
+	return d, failures
+}
+
+func fromService(in *lbstate.DesiredService) (DesiredService, error) {
+	out := DesiredService{Name: in.Name}
+	if in.FWMark != 0 {
+		switch in.Family {
+		case lbstate.IPv4:
+			out.Key = MarkKey(IPv4, in.FWMark)
+		case lbstate.IPv6:
+			out.Key = MarkKey(IPv6, in.FWMark)
+		default:
+			return out, fmt.Errorf("family is %q; with a firewall mark it is ipv4 or ipv6", in.Family)
+		}
+	} else {
+		var p Protocol
+		switch in.Protocol {
+		case lbstate.TCP:
+			p = TCP
+		case lbstate.UDP:
+			p = UDP
+		case lbstate.SCTP:
+			p = SCTP
+		default:
+			return out, fmt.Errorf("protocol is %q; tcp, udp or sctp can be programmed", in.Protocol)
+		}
+		out.Key = AddrKey(p, netip.AddrPortFrom(in.VIP, in.Port))
+	}
+	out.Scheduler = in.Scheduler
+	for _, name := range in.SchedulerFlags {
+		f, err := schedulerFlag(name)
+		if err != nil {
+			return out, err
+		}
+		out.Flags |= f
+	}
+	if in.OnePacket {
+		out.Flags |= OnePacket
+	}
+	if p := in.Persistence; p != nil {
+		out.Flags |= Persistent
+		out.Timeout = time.Duration(p.Timeout)
+		out.Prefix = p.Prefix
+	}
+	switch in.SNAT {
+	case lbstate.SNATLocal, "":
+		out.SNAT = SNATLocal
+	case lbstate.SNATAll:
+		out.SNAT = SNATAll
+	case lbstate.SNATOff:
+		out.SNAT = SNATOff
+	default:
+		return out, fmt.Errorf("snat is %q; local, all or off can be programmed", in.SNAT)
+	}
+	out.Destinations = make([]Destination, len(in.Backends))
+	for i, b := range in.Backends {
+		d := Destination{Addr: b.Address, Port: b.Port, Weight: uint32(max(0, b.Weight))}
+		switch b.Forwarding {
+		case lbstate.Masq, "":
+			d.Forwarding = Masq
+		case lbstate.DR:
+			d.Forwarding = DR
+		case lbstate.Tunnel:
+			d.Forwarding = Tunnel
+		default:
+			return out, fmt.Errorf("forwarding of %s is %q; masq, dr or tunnel can be programmed", d.AddrPort(), b.Forwarding)
+		}
+		out.Destinations[i] = d
+	}
+	return out, nil
+}
+
+// schedulerFlag is the kernel's bit of a flag's name: sh and mh use the same two.
+func schedulerFlag(name string) (Flags, error) {
+	switch strings.ToLower(name) {
+	case "flag-1", "sh-fallback", "mh-fallback":
+		return Sched1, nil
+	case "flag-2", "sh-port", "mh-port":
+		return Sched2, nil
+	case "flag-3":
+		return Sched3, nil
+	}
+	return 0, fmt.Errorf("scheduler flag %q is not known; sh-fallback, sh-port, mh-fallback, mh-port, flag-1, flag-2 and flag-3 are", name)
+}
+
+// normal is d in the kernel's terms and sorted, without the services that must
+// not be programmed: those come back as failures. d itself is not changed.
+func (c Config) normal(d Desired) ([]DesiredService, []Failure) {
+	services := make([]DesiredService, 0, len(d.Services))
+	var failures []Failure
+	refuse := func(s *DesiredService, err error) {
+		failures = append(failures, Failure{Object: s.Key.String(), Service: s.Name, Op: "check", Err: err})
+	}
+	for i := range d.Services {
+		s := d.Services[i]
+		s.Service = s.Service.Normal()
+		if err := c.check(&s); err != nil {
+			refuse(&s, err)
+			continue
+		}
+		if !normalDestinations(s.Destinations) {
+			s.Destinations = slices.Clone(s.Destinations)
+			for j := range s.Destinations {
+				s.Destinations[j] = s.Destinations[j].Normal()
+			}
+			slices.SortFunc(s.Destinations, func(a, b Destination) int { return a.AddrPort().Compare(b.AddrPort()) })
+		}
+		if j := duplicate(s.Destinations); j > 0 {
+			refuse(&s, fmt.Errorf("destination %s is there twice", s.Destinations[j].AddrPort()))
+			continue
+		}
+		services = append(services, s)
+	}
+	compare := func(a, b DesiredService) int { return a.Key.Compare(b.Key) }
+	if !slices.IsSortedFunc(services, compare) {
+		slices.SortStableFunc(services, compare)
+	}
+	kept := services[:0]
+	for i := range services {
+		if n := len(kept); n > 0 && kept[n-1].Key == services[i].Key {
+			refuse(&services[i], fmt.Errorf("service %q already has this address, port and protocol", kept[n-1].Name))
+			continue
+		}
+		kept = append(kept, services[i])
+	}
+	return kept, failures
+}
+
+func normalDestinations(ds []Destination) bool {
+	for i := range ds {
+		if ds[i] != ds[i].Normal() || i > 0 && ds[i-1].AddrPort().Compare(ds[i].AddrPort()) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func duplicate(ds []Destination) int {
+	for i := 1; i < len(ds); i++ {
+		if ds[i-1].AddrPort() == ds[i].AddrPort() {
+			return i
+		}
+	}
+	return 0
+}
+
+// check refuses what the kernel would accept although it cannot work
+// (docs/kernel.md), and what is outside of what may be ours.
+func (c Config) check(s *DesiredService) error {
+	switch {
+	case s.Family != IPv4 && s.Family != IPv6:
+		return fmt.Errorf("%s is not a family of addresses; ipv4 and ipv6 are", s.Family)
+	case s.FWMark != 0:
+		if s.Addr.IsValid() || s.Port != 0 || s.Protocol != 0 {
+			return fmt.Errorf("a service has either a firewall mark or an address")
+		}
+		if !c.Marks.Contains(s.FWMark) {
+			return fmt.Errorf("firewall mark %d is outside of the range that is ours (%s)", s.FWMark, c.Marks)
+		}
+	default:
+		if err := c.checkVIP(s); err != nil {
+			return err
+		}
+	}
+	switch {
+	case s.Scheduler == "" || len(s.Scheduler) > 15:
+		return fmt.Errorf("scheduler %q: a name of 1 to 15 characters is needed", s.Scheduler)
+	case s.Prefix < 1 || s.Prefix > s.Family.bits():
+		return fmt.Errorf("persistence prefix %d: 1 to %d is possible", s.Prefix, s.Family.bits())
+	case s.Timeout%time.Second != 0 || s.Timeout < 0 || s.Timeout > math.MaxInt32*time.Second:
+		return fmt.Errorf("persistence timeout %s: whole seconds are possible", s.Timeout)
+	case s.Flags&Persistent == 0 && s.Timeout != 0:
+		return fmt.Errorf("a persistence timeout without persistence")
+	case s.Flags&Persistent != 0 && s.Timeout == 0:
+		return fmt.Errorf("persistence needs a timeout of at least 1s")
+	case s.Flags&OnePacket != 0 && s.Protocol != UDP && s.FWMark == 0:
+		return fmt.Errorf("one-packet scheduling is for udp")
+	}
+	for i := range s.Destinations {
+		if err := checkDestination(&s.Service, s.Destinations[i].Normal()); err != nil {
+			return fmt.Errorf("destination %s: %w", s.Destinations[i].AddrPort(), err)
+		}
+	}
+	return nil
+}
+
+func (c Config) checkVIP(s *DesiredService) error {
+	a := s.Addr
+	switch {
+	case !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Zone() != "":
+		return fmt.Errorf("%s cannot be a VIP; a unicast address is needed", a)
+	case FamilyOf(a) != s.Family:
+		return fmt.Errorf("VIP %s is not of family %s", a, s.Family)
+	case s.Protocol != TCP && s.Protocol != UDP && s.Protocol != SCTP:
+		return fmt.Errorf("%s is not balanced; tcp, udp and sctp are", s.Protocol)
+	case s.Port == 0 && s.Flags&Persistent == 0:
+		return fmt.Errorf("port 0 (every port) needs persistence")
+	}
+	if len(c.AllowedPrefixes) == 0 {
+		return nil
+	}
+	for _, p := range c.AllowedPrefixes {
+		if p.Contains(a) {
+			return nil
+		}
+	}
+	return fmt.Errorf("VIP %s is in none of the allowed prefixes", a)
+}
+
+func checkDestination(s *Service, d Destination) error {
+	switch {
+	case !d.Addr.IsValid() || d.Addr.Zone() != "":
+		return fmt.Errorf("an address is needed")
+	case d.Forwarding != Masq && d.Forwarding != DR && d.Forwarding != Tunnel:
+		return fmt.Errorf("%s cannot be asked for; masq, dr and tunnel can", d.Forwarding)
+	case FamilyOf(d.Addr) != s.Family && d.Forwarding != Tunnel:
+		return fmt.Errorf("%s reaches only backends of family %s; tunnel reaches both", d.Forwarding, s.Family)
+	case d.Weight > math.MaxInt32:
+		return fmt.Errorf("weight %d: 0 to %d is possible", d.Weight, math.MaxInt32)
+	case d.Lower > d.Upper:
+		return fmt.Errorf("lower threshold %d is above the upper one, %d", d.Lower, d.Upper)
+	case d.Port == 0 && s.Port != 0:
+		return fmt.Errorf("a port is needed")
+	case d.Forwarding != Masq && s.FWMark == 0 && d.Port != s.Port:
+		return fmt.Errorf("%s cannot change the port: the service's is %d", d.Forwarding, s.Port)
+	case d.Encap > GRE:
+		return fmt.Errorf("%s is not known; ipip, gue and gre are", d.Encap)
+	case d.Forwarding == Tunnel && d.Encap == GUE && d.EncapPort == 0:
+		return fmt.Errorf("gue needs the receiver's port")
+	}
+	return nil
+}

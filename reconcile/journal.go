@@ -1,0 +1,197 @@
+package reconcile
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Journal keeps one document across restarts. Save is durable and atomic when it
+// returns: a crash leaves the old document or the new. Load gives nil if there
+// is none. A Reconciler never calls them concurrently.
+type Journal interface {
+	Load() ([]byte, error)
+	Save([]byte) error
+}
+
+// FileJournal keeps the document in a file, replaced by renaming. The folder
+// must exist.
+func FileJournal(path string) Journal { return fileJournal(path) }
+
+type fileJournal string
+
+func (j fileJournal) Load() ([]byte, error) {
+	b, err := os.ReadFile(string(j))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
+}
+
+func (j fileJournal) Save(b []byte) error {
+	dir := filepath.Dir(string(j))
+	f, err := os.CreateTemp(dir, filepath.Base(string(j))+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), string(j))
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+type memoryJournal struct {
+	mu  sync.Mutex
+	doc []byte // guarded by mu
+}
+
+func (j *memoryJournal) Load() ([]byte, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.doc), nil
+}
+
+func (j *memoryJournal) Save(b []byte) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.doc = slices.Clone(b)
+	return nil
+}
+
+// Drain is a destination that was removed and still has connections.
+type Drain struct {
+	Service  Key
+	Dest     netip.AddrPort
+	Since    time.Time
+	Deadline time.Time // it is deleted then, whatever is left
+}
+
+// record is the journal's document: what is ours beyond what the interface
+// itself shows.
+type record struct {
+	VIPs    map[netip.Addr]bool   // ours; noted before the first operation on one
+	Own     map[Key]bool          // ours on VIPs that another interface holds
+	Foreign map[Key]bool          // found on a VIP when it became ours: not ours
+	Drains  map[destination]Drain // still in the kernel, with weight 0
+}
+
+type destination struct {
+	service Key
+	addr    netip.AddrPort
+}
+
+func newRecord() *record {
+	return &record{map[netip.Addr]bool{}, map[Key]bool{}, map[Key]bool{}, map[destination]Drain{}}
+}
+
+const recordVersion = 1
+
+type recordJSON struct {
+	Version int          `json:"version"`
+	VIPs    []netip.Addr `json:"vips"`
+	Own     []string     `json:"own,omitempty"`
+	Foreign []string     `json:"foreign,omitempty"`
+	Drains  []drainJSON  `json:"drains,omitempty"`
+}
+
+type drainJSON struct {
+	Service  string         `json:"service"`
+	Dest     netip.AddrPort `json:"destination"`
+	Since    time.Time      `json:"since"`
+	Deadline time.Time      `json:"deadline"`
+}
+
+// encode is deterministic, so that an unchanged record need not be saved.
+func (r *record) encode() []byte {
+	doc := recordJSON{Version: recordVersion, VIPs: []netip.Addr{}}
+	for a := range r.VIPs {
+		doc.VIPs = append(doc.VIPs, a)
+	}
+	slices.SortFunc(doc.VIPs, netip.Addr.Compare)
+	keys := func(m map[Key]bool) (out []string) {
+		for k := range m {
+			out = append(out, k.String())
+		}
+		slices.Sort(out)
+		return out
+	}
+	doc.Own, doc.Foreign = keys(r.Own), keys(r.Foreign)
+	for _, d := range r.Drains {
+		doc.Drains = append(doc.Drains, drainJSON{d.Service.String(), d.Dest, d.Since.UTC(), d.Deadline.UTC()})
+	}
+	slices.SortFunc(doc.Drains, func(a, b drainJSON) int {
+		if c := a.Dest.Compare(b.Dest); c != 0 {
+			return c
+		}
+		if a.Service < b.Service {
+			return -1
+		}
+		return 1
+	})
+	b, err := json.MarshalIndent(doc, "", " ")
+	if err != nil {
+		panic(err) // every field is a string or a number
+	}
+	return b
+}
+
+func decodeRecord(b []byte) (*record, error) {
+	r := newRecord()
+	if len(b) == 0 {
+		return r, nil
+	}
+	var doc recordJSON
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return nil, err
+	}
+	if doc.Version != recordVersion {
+		return nil, fmt.Errorf("version %d; this program reads %d", doc.Version, recordVersion)
+	}
+	for _, a := range doc.VIPs {
+		if !a.IsValid() {
+			return nil, errors.New("an empty VIP")
+		}
+		r.VIPs[a] = true
+	}
+	for _, p := range []struct {
+		from []string
+		to   map[Key]bool
+	}{{doc.Own, r.Own}, {doc.Foreign, r.Foreign}} {
+		for _, text := range p.from {
+			k, err := ParseKey(text)
+			if err != nil {
+				return nil, err
+			}
+			p.to[k] = true
+		}
+	}
+	for _, d := range doc.Drains {
+		k, err := ParseKey(d.Service)
+		if err != nil {
+			return nil, err
+		}
+		if !d.Dest.IsValid() {
+			return nil, errors.New("a drain without a destination")
+		}
+		r.Drains[destination{k, d.Dest}] = Drain{k, d.Dest, d.Since, d.Deadline}
+	}
+	return r, nil
+}

@@ -1,0 +1,174 @@
+package reconcile
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// OpKind is what an operation does.
+type OpKind uint8
+
+// The operations, in no order. Each is one message to the kernel, one write to a
+// file or one packet filter transaction.
+const (
+	// SetSysctl writes Value to the setting Name.
+	SetSysctl OpKind = iota + 1
+	// AddLink makes the dummy interface Link with the alias Value, down.
+	AddLink
+	// SetAlias sets the alias of Link to Value.
+	SetAlias
+	// LinkUp brings Link up.
+	LinkUp
+	// DelLink deletes the interface Link with its addresses.
+	DelLink
+	// AddAddress binds Addr to Link, as /32 or as /128 without duplicate
+	// address detection. EEXIST if Link has it.
+	AddAddress
+	// DelAddress takes Addr from Link. EADDRNOTAVAIL if Link does not have it.
+	DelAddress
+	// AddService makes Service. EEXIST if its key exists, even with other values.
+	AddService
+	// SetService changes everything of Service but its key, in place.
+	SetService
+	// DelService deletes Service with its destinations.
+	DelService
+	// AddDestination makes Dest in Service.
+	AddDestination
+	// SetDestination changes everything of Dest but its key, in place.
+	SetDestination
+	// DelDestination deletes Dest from Service: what becomes of its connections
+	// is decided by net.ipv4.vs.expire_nodest_conn.
+	DelDestination
+	// SetChain replaces our chain of Chain.Family with Chain.Rules in one
+	// transaction, and makes the jump to it if there is none.
+	SetChain
+	// DelChain removes the jump, the chain and its rules.
+	DelChain
+)
+
+var opNames = [...]string{
+	SetSysctl: "set sysctl", AddLink: "add link", SetAlias: "set alias", LinkUp: "link up", DelLink: "delete link",
+	AddAddress: "add address", DelAddress: "delete address",
+	AddService: "add service", SetService: "set service", DelService: "delete service",
+	AddDestination: "add destination", SetDestination: "set destination", DelDestination: "delete destination",
+	SetChain: "set chain", DelChain: "delete chain",
+}
+
+func (k OpKind) String() string {
+	if int(k) < len(opNames) && opNames[k] != "" {
+		return opNames[k]
+	}
+	return fmt.Sprintf("operation %d", uint8(k))
+}
+
+// ipvs says that the operation is a message to IPVS, so that it can travel in a
+// batch with its like.
+func (k OpKind) ipvs() bool { return k >= AddService && k <= DelDestination }
+
+// Op is one operation on the kernel. Kind says which of the other fields count.
+type Op struct {
+	Kind    OpKind
+	Service Service     // service and destination operations; for the latter its Key is enough
+	Dest    Destination // destination operations
+	Link    string
+	Addr    netip.Addr
+	Name    string
+	Value   string
+	Chain   *Chain
+	// Why is the reason where it is not plain ("drained", "connections need SNAT").
+	Why string
+}
+
+// Object names what the operation works on: "tcp/192.0.2.10:80",
+// "tcp/192.0.2.10:80 -> 10.1.0.1:8080", "address 192.0.2.10", "sysctl net/ipv4/ip_forward".
+func (o Op) Object() string {
+	switch o.Kind {
+	case SetSysctl:
+		return "sysctl " + o.Name
+	case AddLink, SetAlias, LinkUp, DelLink:
+		return "link " + o.Link
+	case AddAddress, DelAddress:
+		return "address " + o.Addr.String()
+	case AddService, SetService, DelService:
+		return o.Service.Key.String()
+	case AddDestination, SetDestination, DelDestination:
+		return destinationObject(o.Service.Key, o.Dest.AddrPort())
+	case SetChain, DelChain:
+		return "snat " + o.Chain.Family.String()
+	}
+	return o.Kind.String()
+}
+
+func destinationObject(k Key, d netip.AddrPort) string { return k.String() + " -> " + d.String() }
+
+// String is the operation on one line, as a plan prints it.
+func (o Op) String() string {
+	var b strings.Builder
+	b.WriteString(o.Kind.String())
+	b.WriteByte(' ')
+	switch o.Kind {
+	case SetSysctl:
+		b.WriteString(o.Name + "=" + o.Value)
+	case AddLink, SetAlias:
+		fmt.Fprintf(&b, "%s alias %q", o.Link, o.Value)
+	case LinkUp, DelLink:
+		b.WriteString(o.Link)
+	case AddAddress:
+		fmt.Fprintf(&b, "%s to %s", o.Addr, o.Link)
+	case DelAddress:
+		fmt.Fprintf(&b, "%s from %s", o.Addr, o.Link)
+	case AddService, SetService:
+		b.WriteString(o.Service.describe())
+	case DelService:
+		b.WriteString(o.Service.Key.String())
+	case AddDestination, SetDestination:
+		b.WriteString(o.Object())
+		b.WriteByte(' ')
+		b.WriteString(o.Dest.describe())
+	case DelDestination:
+		b.WriteString(o.Object())
+	case SetChain:
+		fmt.Fprintf(&b, "%s: %d rules", o.Chain.Family, len(o.Chain.Rules))
+	case DelChain:
+		b.WriteString(o.Chain.Family.String())
+	}
+	if o.Why != "" {
+		b.WriteString(" (" + o.Why + ")")
+	}
+	return b.String()
+}
+
+func (s Service) describe() string {
+	s = s.Normal()
+	text := s.Key.String() + " " + s.Scheduler
+	for _, f := range []struct {
+		bit  Flags
+		name string
+	}{{Sched1, "flag-1"}, {Sched2, "flag-2"}, {Sched3, "flag-3"}, {OnePacket, "one-packet"}} {
+		if s.Flags&f.bit != 0 {
+			text += " " + f.name
+		}
+	}
+	if s.Flags&Persistent != 0 {
+		text += fmt.Sprintf(" persistent %s/%d", s.Timeout, s.Prefix)
+	}
+	if s.Engine != "" {
+		text += " engine " + s.Engine
+	}
+	return text
+}
+
+func (d Destination) describe() string {
+	text := fmt.Sprintf("%s weight %d", d.Forwarding, d.Weight)
+	if d.Forwarding == Tunnel && d.Encap != IPIP {
+		text += " " + d.Encap.String()
+		if d.EncapPort != 0 {
+			text += fmt.Sprintf(" port %d", d.EncapPort)
+		}
+	}
+	if d.Upper != 0 || d.Lower != 0 {
+		text += fmt.Sprintf(" thresholds %d/%d", d.Upper, d.Lower)
+	}
+	return text
+}
