@@ -153,9 +153,6 @@ func (s Service) describe() string {
 	if s.Flags&Persistent != 0 {
 		text += fmt.Sprintf(" persistent %s/%d", s.Timeout, s.Prefix)
 	}
-	if s.Engine != "" {
-		text += " engine " + s.Engine
-	}
 	return text
 }
 

@@ -1,42 +1,325 @@
 package reconcile
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/ipvskit/ipvskit/lbstate"
+	"go.uber.org/zap"
 )
 
-// Reconciler makes one kernel equal to what is desired, again and again.
+// Reconciler makes one kernel equal to what is desired, again and again. All
+// methods are safe for concurrent use; one reconciliation runs at a time.
 type Reconciler struct {
-	cfg Config
+	cfg  Config
+	turn chan struct{} // holds one token; who has it owns the fields up to wake
+
+	rec      *record // nil: not read from the journal yet
+	saved    []byte  // what the journal holds
+	reader   reader
+	desired  bool             // Sync has been called
+	revision uint64           // of the last Sync
+	services []DesiredService // of the last Sync: those that can be programmed
+	refused  []Failure        // and those that cannot
+	backoffs map[string]*backoff
+	host     []HostChange
+	checked  time.Time // when drift was last looked for
+	running  int       // how many Runs there are
+
+	wake chan struct{} // tells Run that Sync left something to do
+
+	mu     sync.Mutex
+	status Report // guarded by mu
 }
 
-// New makes a Reconciler. Nothing is read or written yet.
+// New makes a Reconciler. Nothing is read or written until Sync or Apply.
 func New(cfg Config) (*Reconciler, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Reconciler{cfg: cfg}, nil
+	r := &Reconciler{
+		cfg: cfg, turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		reader: reader{kernel: cfg.Kernel, cfg: cfg}, backoffs: map[string]*backoff{},
+	}
+	r.turn <- struct{}{}
+	return r, nil
 }
 
-// Apply is Sync in lbstate's words.
+// lock waits for the turn; the error is ctx's.
+func (r *Reconciler) lock(ctx context.Context) error {
+	select {
+	case <-r.turn:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *Reconciler) unlock() { r.turn <- struct{}{} }
+
+// Apply is Sync in lbstate's words. Services of the view that cannot be
+// expressed are failures of the account.
 func (r *Reconciler) Apply(ctx context.Context, v lbstate.View) (lbstate.Applied, error) {
-	d, failures := FromView(v)
-	rep, err := r.Sync(ctx, d)
+	d, unusable := FromView(v)
+	rep, err := r.sync(ctx, d, unusable)
 	if err != nil {
 		return lbstate.Applied{}, err
 	}
-	rep.Failures = append(rep.Failures, failures...)
-	rep.Converged = rep.Converged && len(failures) == 0
 	return rep.Applied(), nil
 }
 
-// Sync makes the kernel as desired.
-func (r *Reconciler) Sync(ctx context.Context, d Desired) (Report, error) { return Report{}, ctx.Err() }
+// Sync makes the kernel equal to desired, within the scope, with the smallest
+// set of operations, and reads back what it touched. Objects that could not be
+// made are failures of the report, and do not stop the others; all of them are
+// tried again by the next Sync, and by Run.
+//
+// An error means that nothing can be said about the kernel: it could not be
+// read, the journal could not be written, or ctx ended. It is safe to call Sync
+// again. desired must not be changed afterwards.
+func (r *Reconciler) Sync(ctx context.Context, desired Desired) (Report, error) {
+	return r.sync(ctx, desired, nil)
+}
 
-// Run keeps the kernel as desired.
-func (r *Reconciler) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (r *Reconciler) sync(ctx context.Context, desired Desired, unusable []Failure) (Report, error) {
+	services, refused := r.cfg.normal(desired)
+	if err := r.lock(ctx); err != nil {
+		return Report{}, err
+	}
+	defer r.unlock()
+	r.revision, r.services, r.refused = desired.Revision, services, slices.Concat(unusable, refused)
+	r.desired = true
+	defer r.wakeRun()
+	// Run looks for drift in the background; without it each Sync does.
+	if r.running == 0 || time.Since(r.checked) > 2*r.cfg.DriftInterval {
+		if _, err := r.lookForDrift(ctx); err != nil {
+			return Report{}, err
+		}
+	}
+	return r.reconcile(ctx, bySync)
+}
 
-// Status is the last report.
-func (r *Reconciler) Status() Report { return Report{} }
+// Plan is what Sync would do now, without doing it: a dry run. Failures are
+// those that are known beforehand.
+func (r *Reconciler) Plan(ctx context.Context, desired Desired) ([]Op, []Failure, error) {
+	services, refused := r.cfg.normal(desired)
+	if err := r.lock(ctx); err != nil {
+		return nil, nil, err
+	}
+	defer r.unlock()
+	rec, err := r.readRecord()
+	if err != nil {
+		return nil, nil, err
+	}
+	fresh := reader{kernel: r.cfg.Kernel, cfg: r.cfg}
+	if err := fresh.read(ctx, services); err != nil {
+		return nil, nil, err
+	}
+	p := r.cfg.plan(services, fresh.actual(services, rec, time.Now()))
+	return p.ops(), append(refused, p.failures...), nil
+}
+
+// Observe reads what the kernel has, statistics and connection counts included,
+// and tells what is ours. It changes nothing.
+func (r *Reconciler) Observe(ctx context.Context) (Actual, error) {
+	if err := r.lock(ctx); err != nil {
+		return Actual{}, err
+	}
+	defer r.unlock()
+	rec, err := r.readRecord()
+	if err != nil {
+		return Actual{}, err
+	}
+	fresh := reader{kernel: r.cfg.Kernel, cfg: r.cfg}
+	if err := fresh.read(ctx, r.services); err != nil {
+		return Actual{}, err
+	}
+	return *fresh.actual(r.services, rec, time.Now()), nil
+}
+
+// Status is the last report; the zero Report before the first Sync.
+func (r *Reconciler) Status() Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.status
+}
+
+// readRecord is a copy of the journal's record.
+func (r *Reconciler) readRecord() (*record, error) {
+	b := r.saved
+	if r.rec == nil {
+		var err error
+		if b, err = r.cfg.Journal.Load(); err != nil {
+			return nil, fmt.Errorf("reconcile: read the journal: %w", err)
+		}
+	}
+	rec, err := decodeRecord(b)
+	if err != nil {
+		return nil, fmt.Errorf("reconcile: the journal is damaged: %w; move it away to go on: what is ours is then what the interface %s shows", err, r.cfg.DummyName)
+	}
+	if r.rec == nil {
+		r.saved = b
+	}
+	return rec, nil
+}
+
+func (r *Reconciler) saveRecord() error {
+	b := r.rec.encode()
+	if bytes.Equal(b, r.saved) {
+		return nil
+	}
+	if err := r.cfg.Journal.Save(b); err != nil {
+		r.rec = nil // what is durable is no longer known
+		return fmt.Errorf("reconcile: write the journal: %w", err)
+	}
+	r.saved = b
+	return nil
+}
+
+type origin uint8
+
+const (
+	bySync origin = iota
+	byRetry
+	byDrain
+	byDrift
+)
+
+// maxRounds bounds how often one reconciliation plans: once for the work, once
+// to see that it is done, and some for a kernel that changes meanwhile.
+const maxRounds = 6
+
+// reconcile plans and carries out until the plan is empty or what is left has
+// failed: each plan reads back what the one before it touched. The caller has
+// the turn.
+func (r *Reconciler) reconcile(ctx context.Context, by origin) (Report, error) {
+	began := time.Now()
+	if r.rec == nil {
+		rec, err := r.readRecord()
+		if err != nil {
+			return Report{}, err
+		}
+		r.rec = rec
+	}
+	rep := Report{Revision: r.revision, Simulated: r.cfg.Kernel.Simulated()}
+	var failures []Failure
+	var p *plan
+	for round := 0; ; round++ {
+		if err := r.reader.read(ctx, r.services); err != nil {
+			r.reader.forget()
+			return Report{}, fmt.Errorf("reconcile: %w", err)
+		}
+		a := r.reader.actual(r.services, r.rec, time.Now())
+		p = r.cfg.plan(r.services, a)
+		rep.Services = len(a.Services)
+		r.rec.Drains = make(map[destination]Drain, len(p.drains)+len(p.ending))
+		for _, d := range slices.Concat(p.drains, p.ending) {
+			r.rec.Drains[destination{d.Service, d.Dest}] = d
+		}
+		if err := r.saveRecord(); err != nil {
+			return Report{}, err
+		}
+		e := r.execute(ctx, p, r.services, round > 0 || by != bySync)
+		failures = e.failures
+		rep.Operations += len(e.done)
+		r.account(&rep, e, a, by)
+		if err := r.reader.touch(context.WithoutCancel(ctx), e.tried); err != nil {
+			r.reader.forget()
+			return Report{}, fmt.Errorf("reconcile: %w", err)
+		}
+		if err := ctx.Err(); err != nil {
+			return Report{}, fmt.Errorf("reconcile: %w", err)
+		}
+		if len(e.tried) == 0 {
+			break
+		}
+		if round == maxRounds {
+			for _, op := range p.ops() {
+				if !e.failed[op.Object()] {
+					failures = append(failures, Failure{Object: op.Object(), Op: op.Kind.String(), Err: errUnstable})
+				}
+			}
+			break
+		}
+	}
+	r.forgetBackoffs(p)
+	rep.Failures = slices.Concat(r.refused, p.failures, failures)
+	rep.Collisions = p.collisions
+	rep.Draining = len(p.drains)
+	rep.Converged = len(rep.Failures) == 0
+	rep.Host = slices.Clone(r.host)
+	rep.Took = time.Since(began)
+	r.mu.Lock()
+	r.status = rep
+	r.mu.Unlock()
+	r.cfg.Metrics.Reconciled(rep)
+	return rep, nil
+}
+
+var errUnstable = fmt.Errorf("not as desired when read back, %d times; is someone else changing it?", maxRounds)
+
+// account adds to the report what an execution did.
+func (r *Reconciler) account(rep *Report, e *execution, a *Actual, by origin) {
+	for _, op := range e.done {
+		switch op.Kind {
+		case SetSysctl:
+			change := HostChange{Name: op.Name, From: a.Sysctls[op.Name], To: op.Value, Why: op.Why}
+			r.host = append(slices.DeleteFunc(r.host, func(h HostChange) bool { return h.Name == op.Name }), change)
+			r.cfg.Logger.Info("setting changed", zap.String("name", change.Name),
+				zap.String("from", change.From), zap.String("to", change.To), zap.String("why", change.Why))
+		case DelDestination:
+			r.cfg.Metrics.Drained(connectionsOf(a, op))
+		}
+		if by == byDrift && op.Why == "" {
+			rep.Repaired++
+		}
+		if ce := r.cfg.Logger.Check(zap.DebugLevel, "done"); ce != nil {
+			ce.Write(zap.Stringer("op", op))
+		}
+	}
+}
+
+func connectionsOf(a *Actual, op Op) int {
+	i, ok := slices.BinarySearchFunc(a.Services, op.Service.Key, func(s ServiceState, k Key) int { return s.Key.Compare(k) })
+	if !ok {
+		return 0
+	}
+	for _, d := range a.Services[i].Destinations {
+		if d.AddrPort() == op.Dest.AddrPort() {
+			return int(d.Active + d.Inactive)
+		}
+	}
+	return 0
+}
+
+// forgetBackoffs drops those whose operation nobody plans any more.
+func (r *Reconciler) forgetBackoffs(p *plan) {
+	if len(r.backoffs) == 0 {
+		return
+	}
+	planned := map[string]bool{}
+	for _, op := range p.ops() {
+		planned[op.Object()] = true
+	}
+	for object := range r.backoffs {
+		if !planned[object] {
+			delete(r.backoffs, object)
+		}
+	}
+}
+
+// lookForDrift compares the kernel, cheaply, with what was last read. What
+// differs is read again by the next reconciliation.
+func (r *Reconciler) lookForDrift(ctx context.Context) (bool, error) {
+	drifted, err := r.reader.drifted(ctx)
+	if err != nil {
+		r.reader.forget()
+		return false, fmt.Errorf("reconcile: %w", err)
+	}
+	r.checked = time.Now()
+	return drifted, nil
+}

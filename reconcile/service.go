@@ -175,8 +175,6 @@ type Service struct {
 	// Prefix groups clients for persistence: 1 to 32, or to 128 for IPv6. 0 is
 	// that maximum, a client each.
 	Prefix int
-	// Engine is the persistence engine ("sip"); empty: by source address.
-	Engine string
 }
 
 // Normal is the service as the kernel gives it back: defaults filled in, the

@@ -1,0 +1,80 @@
+package reconcile
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// Fingerprint is what Kernel.Fingerprint gives for these services: a sum over
+// services and destinations of what the kernel's cheap listing shows of each.
+// It does not depend on any order. The listing does not tell the family of a
+// firewall mark, nor scheduler flags, thresholds and tunnel options.
+func Fingerprint(services []ServiceState) uint64 {
+	var sum uint64
+	for i := range services {
+		s := &services[i]
+		h := fingerprintService(s.Service)
+		sum += h
+		for j := range s.Destinations {
+			sum += fingerprintDestination(h, s.Destinations[j].Destination)
+		}
+	}
+	return sum
+}
+
+// FNV-1a, and a last mixing step: sums of hashes must not cancel out.
+const (
+	fnvOffset = 14695981039346656037
+	fnvPrime  = 1099511628211
+)
+
+func hashBytes(h uint64, b ...byte) uint64 {
+	for _, c := range b {
+		h = (h ^ uint64(c)) * fnvPrime
+	}
+	return h
+}
+
+func hashUint(h, v uint64) uint64 {
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], v)
+	return hashBytes(h, b[:]...)
+}
+
+func hashAddr(h uint64, a netip.AddrPort) uint64 {
+	if a.Addr().IsValid() {
+		b := a.Addr().Unmap().As16()
+		h = hashBytes(h, b[:]...)
+	}
+	return hashUint(h, uint64(a.Port()))
+}
+
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	return h
+}
+
+func fingerprintService(s Service) uint64 {
+	h := uint64(fnvOffset)
+	if s.FWMark != 0 {
+		h = hashUint(h, uint64(s.FWMark))
+	} else {
+		h = hashAddr(hashBytes(h, byte(s.Protocol)), netip.AddrPortFrom(s.Addr, s.Port))
+	}
+	h = hashBytes(h, []byte(s.Scheduler)...)
+	if s.Flags&Persistent != 0 {
+		prefix := s.Prefix
+		if prefix == 0 {
+			prefix = s.Family.bits()
+		}
+		h = hashUint(hashUint(h, uint64(s.Timeout.Seconds())), uint64(prefix))
+	}
+	return mix(h)
+}
+
+func fingerprintDestination(service uint64, d Destination) uint64 {
+	h := hashAddr(service, d.AddrPort())
+	return mix(hashUint(hashBytes(h, byte(d.Forwarding)), uint64(d.Weight)))
+}
