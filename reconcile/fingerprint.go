@@ -3,6 +3,7 @@ package reconcile
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 )
 
 // Fingerprint is what Kernel.Fingerprint gives for these services: a sum over
@@ -56,20 +57,36 @@ func mix(h uint64) uint64 {
 	return h
 }
 
-func fingerprintService(s Service) uint64 {
+func fingerprintService(s Service) uint64 { return fingerprintListed(s, listedMask(s)) }
+
+// listedMask is the netmask as the listing shows it: for IPv6 the prefix length,
+// in the network's order of bytes.
+func listedMask(s Service) uint32 {
+	prefix := uint32(s.Normal().Prefix)
+	if s.Family == IPv4 {
+		return ^uint32(0) << (32 - min(32, prefix))
+	}
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], prefix)
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func fingerprintListed(s Service, mask uint32) uint64 {
 	h := uint64(fnvOffset)
 	if s.FWMark != 0 {
 		h = hashUint(h, uint64(s.FWMark))
 	} else {
-		h = hashAddr(hashBytes(h, byte(s.Protocol)), netip.AddrPortFrom(s.Addr, s.Port))
+		switch s.Protocol {
+		case TCP, UDP, SCTP:
+			h = hashBytes(h, byte(s.Protocol))
+		default: // listed by names that need not be known here
+			h = hashBytes(h, 0)
+		}
+		h = hashAddr(h, netip.AddrPortFrom(s.Addr, s.Port))
 	}
 	h = hashBytes(h, []byte(s.Scheduler)...)
 	if s.Flags&Persistent != 0 {
-		prefix := s.Prefix
-		if prefix == 0 {
-			prefix = s.Family.bits()
-		}
-		h = hashUint(hashUint(h, uint64(s.Timeout.Seconds())), uint64(prefix))
+		h = hashUint(hashUint(h, uint64(s.Timeout/time.Second)), uint64(mask))
 	}
 	return mix(h)
 }

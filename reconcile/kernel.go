@@ -82,6 +82,9 @@ func IsNoScheduler(op Op, err error) bool {
 
 // LinuxConfig says how NewLinux reaches the kernel. The zero value is fine.
 type LinuxConfig struct {
+	// NetNS is the path of a network namespace (/run/netns/NAME); empty: that of
+	// the calling thread.
+	NetNS string
 	// IPTables and IP6Tables name the programs to use; default: whichever of
 	// iptables, iptables-nft and iptables-legacy (and their IPv6 brothers) works
 	// here and holds our chain already.
