@@ -5,23 +5,30 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
 )
 
-// filter is one working iptables program with its brother that restores.
+// filter is the packet filter of one family, by the iptables programs that may
+// reach it. Which of them works shows only when one writes: the nft variant
+// lists an empty table nat on a kernel that has none.
 type filter struct {
-	family  Family
+	family   Family
+	programs []program // what may work; only the first once it holds our chain
+}
+
+type program struct {
 	ipt     *iptables.IPTables
 	restore string
 }
 
 const natTable, postrouting = "nat", "POSTROUTING"
 
-// findFilter takes the first program that can work on table nat here; one that
-// holds our chain already goes before the others, so that a changed default
-// leaves no second chain behind.
+// findFilter looks for programs that can read table nat here. One that holds our
+// chain already is taken alone, so that a changed default leaves no second
+// chain behind.
 func findFilter(f Family, name string) (*filter, error) {
 	base, proto := "iptables", iptables.ProtocolIPv4
 	if f == IPv6 {
@@ -31,46 +38,47 @@ func findFilter(f Family, name string) (*filter, error) {
 	if name != "" {
 		names = []string{name}
 	}
-	var first *filter
-	var errs []string
+	found := &filter{family: f}
+	var errs []error
 	for _, name := range names {
 		ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Path(name), iptables.Timeout(5))
 		if err != nil {
-			errs = append(errs, name+": "+oneLine(err))
+			errs = append(errs, brief(name, err))
 			continue
 		}
-		found := &filter{family: f, ipt: ipt, restore: name + "-restore"}
+		p := program{ipt, name + "-restore"}
 		chains, err := ipt.ListChains(natTable)
 		if err != nil {
-			errs = append(errs, name+": "+oneLine(err))
+			errs = append(errs, brief(name, err))
 			continue
 		}
-		for _, c := range chains {
-			if c == ChainName {
-				return found, nil
-			}
+		if slices.Contains(chains, ChainName) {
+			found.programs = []program{p}
+			return found, nil
 		}
-		if first == nil {
-			first = found
-		}
+		found.programs = append(found.programs, p)
 	}
-	if first == nil {
-		return nil, fmt.Errorf("no packet filter with table nat works here: %s", strings.Join(errs, "; "))
+	if len(found.programs) == 0 {
+		return nil, fmt.Errorf("no packet filter with table nat can be read here: %w", errors.Join(errs...))
 	}
-	return first, nil
+	return found, nil
 }
 
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+// brief is a program's error on one line.
+func brief(program string, err error) error {
+	return fmt.Errorf("%s: %s", program, strings.Join(strings.Fields(err.Error()), " "))
+}
 
 func (f *filter) read() (Chain, error) {
 	c := Chain{Family: f.family}
-	lines, err := f.ipt.List(natTable, ChainName)
+	ipt := f.programs[0].ipt
+	lines, err := ipt.List(natTable, ChainName)
 	var failed *iptables.Error
 	if errors.As(err, &failed) && failed.ExitStatus() == 1 {
 		return c, nil // no such chain
 	}
 	if err != nil {
-		return c, fmt.Errorf("read chain %s: %s", ChainName, oneLine(err))
+		return c, brief("read chain "+ChainName, err)
 	}
 	c.Exists = true
 	for _, line := range lines {
@@ -78,18 +86,30 @@ func (f *filter) read() (Chain, error) {
 			c.Rules = append(c.Rules, ParseRule(line))
 		}
 	}
-	if c.Jump, err = f.ipt.Exists(natTable, postrouting, "-j", ChainName); err != nil {
-		return c, fmt.Errorf("read chain %s: %s", postrouting, oneLine(err))
+	if c.Jump, err = ipt.Exists(natTable, postrouting, "-j", ChainName); err != nil {
+		return c, brief("read chain "+postrouting, err)
 	}
 	return c, nil
 }
 
 // replace is one transaction: no packet sees half a chain.
 func (f *filter) replace(rules []Rule) error {
-	jump, err := f.ipt.Exists(natTable, postrouting, "-j", ChainName)
+	var errs []error
+	for _, p := range f.programs {
+		err := p.replace(rules)
+		if err == nil {
+			f.programs = []program{p}
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (p program) replace(rules []Rule) error {
+	jump, err := p.ipt.Exists(natTable, postrouting, "-j", ChainName)
 	if err != nil {
-		// Without the chain there is no jump to it.
-		jump = false
+		jump = false // without the chain there is no jump to it
 	}
 	var in bytes.Buffer
 	// Naming the chain empties it, or makes it; --noflush keeps all others.
@@ -101,10 +121,12 @@ func (f *filter) replace(rules []Rule) error {
 		fmt.Fprintf(&in, "-A %s -j %s\n", postrouting, ChainName)
 	}
 	in.WriteString("COMMIT\n")
-	cmd := exec.Command(f.restore, "--noflush", "-w", "5")
-	cmd.Stdin = &in
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", f.restore, err, strings.Join(strings.Fields(string(out)), " "))
+	var complaint bytes.Buffer
+	cmd := exec.Command(p.restore, "--noflush", "-w", "5")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = &in, &complaint, &complaint
+	if err := cmd.Run(); err != nil {
+		text := strings.Join(strings.Fields(complaint.String()), " ")
+		return fmt.Errorf("%s: %w: %.300s", p.restore, err, text)
 	}
 	return nil
 }
@@ -114,13 +136,14 @@ func (f *filter) remove() error {
 	if err != nil || !c.Exists {
 		return err
 	}
+	ipt := f.programs[0].ipt
 	if c.Jump {
-		if err := f.ipt.Delete(natTable, postrouting, "-j", ChainName); err != nil {
-			return fmt.Errorf("remove the jump to %s: %s", ChainName, oneLine(err))
+		if err := ipt.Delete(natTable, postrouting, "-j", ChainName); err != nil {
+			return brief("remove the jump to "+ChainName, err)
 		}
 	}
-	if err := f.ipt.ClearAndDeleteChain(natTable, ChainName); err != nil {
-		return fmt.Errorf("remove chain %s: %s", ChainName, oneLine(err))
+	if err := ipt.ClearAndDeleteChain(natTable, ChainName); err != nil {
+		return brief("remove chain "+ChainName, err)
 	}
 	return nil
 }

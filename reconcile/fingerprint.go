@@ -3,13 +3,13 @@ package reconcile
 import (
 	"encoding/binary"
 	"net/netip"
-	"time"
 )
 
 // Fingerprint is what Kernel.Fingerprint gives for these services: a sum over
 // services and destinations of what the kernel's cheap listing shows of each.
 // It does not depend on any order. The listing does not tell the family of a
-// firewall mark, nor scheduler flags, thresholds and tunnel options.
+// firewall mark, scheduler flags, thresholds and tunnel options, and gives the
+// timeout of persistence in ticks of unknown length, so these are left out.
 func Fingerprint(services []ServiceState) uint64 {
 	var sum uint64
 	for i := range services {
@@ -86,7 +86,7 @@ func fingerprintListed(s Service, mask uint32) uint64 {
 	}
 	h = hashBytes(h, []byte(s.Scheduler)...)
 	if s.Flags&Persistent != 0 {
-		h = hashUint(hashUint(h, uint64(s.Timeout/time.Second)), uint64(mask))
+		h = hashUint(h, uint64(mask))
 	}
 	return mix(h)
 }

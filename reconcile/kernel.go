@@ -20,8 +20,8 @@ type Kernel interface {
 	// Service reads one service with its destinations; IsMissing if there is none.
 	Service(ctx context.Context, k Key) (ServiceState, error)
 	// Fingerprint is a cheap value over all services and destinations: equal as
-	// long as nobody changed any. Connection counts do not enter it, and neither
-	// do thresholds and tunnel options, which the kernel's cheap listing lacks.
+	// long as nobody changed any, and the same as the function Fingerprint of
+	// Services. What the kernel's cheap listing lacks does not enter it.
 	Fingerprint(ctx context.Context) (uint64, error)
 	// Links lists the interfaces with their addresses.
 	Links(ctx context.Context) ([]Link, error)

@@ -24,13 +24,13 @@ type linux struct {
 
 	mu      sync.Mutex
 	cfg     LinuxConfig
-	filters map[Family]*filter // guarded by mu; found when first needed
+	filters map[Family]*filter // guarded by mu, with what is in them; found when first needed
 }
 
 // NewLinux opens the kernel's IPVS, interfaces and packet filter in the network
 // namespace of the calling thread, or in that of cfg. Methods work from any
 // thread. It loads the kernel module ip_vs if it must; Available explains its
-// errors. The Kernel lives as long as the process; there is nothing to close.
+// errors. The Kernel also has Close() error, for programs that open many.
 func NewLinux(cfg LinuxConfig) (Kernel, error) {
 	ns, err := openNamespace(cfg.NetNS)
 	if err != nil {
@@ -58,7 +58,7 @@ func Available() error {
 	if err != nil {
 		return err
 	}
-	defer k.(*linux).close()
+	defer k.(*linux).Close()
 	if _, err := k.Services(context.Background()); err != nil {
 		if errors.Is(err, syscall.EPERM) {
 			return errNoRight
@@ -74,10 +74,11 @@ func Available() error {
 var errNoRight = errors.New("reconcile: IPVS refuses this process: it needs the capability CAP_NET_ADMIN (run as root, " +
 	"or with AmbientCapabilities=CAP_NET_ADMIN in a systemd unit, or --cap-add NET_ADMIN in a container, without a user namespace)")
 
-func (k *linux) close() {
+// Close gives back the sockets. No other method may be called afterwards.
+func (k *linux) Close() error {
 	k.ipvs.close()
 	k.route.close()
-	k.ns.close()
+	return k.ns.file.Close()
 }
 
 func (k *linux) Simulated() bool { return false }
@@ -147,6 +148,8 @@ func sysctlPath(name string) (string, error) {
 }
 
 func (k *linux) Chain(ctx context.Context, f Family) (Chain, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	filter, err := k.filter(f)
 	if err != nil {
 		return Chain{}, err
@@ -163,10 +166,8 @@ func (k *linux) Chain(ctx context.Context, f Family) (Chain, error) {
 }
 
 // filter finds the packet filter of a family on first use, and again as long as
-// there is none.
+// there is none. The caller holds mu.
 func (k *linux) filter(f Family) (*filter, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	if found := k.filters[f]; found != nil {
 		return found, nil
 	}
@@ -222,6 +223,8 @@ func (k *linux) one(op Op) error {
 	case AddLink, SetAlias, LinkUp, DelLink:
 		return k.route.link(op)
 	case SetChain, DelChain:
+		k.mu.Lock()
+		defer k.mu.Unlock()
 		filter, err := k.filter(op.Chain.Family)
 		if err != nil {
 			return err
@@ -250,8 +253,6 @@ func openNamespace(path string) (*namespace, error) {
 	}
 	return &namespace{f}, nil
 }
-
-func (n *namespace) close() { n.file.Close() }
 
 // do runs f in the namespace. The thread is moved only where it must be.
 func (n *namespace) do(f func() error) error {

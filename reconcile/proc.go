@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/netip"
 	"strconv"
-	"time"
 )
 
 // procParser takes the fingerprint of /proc/net/ip_vs:
@@ -112,19 +111,14 @@ func parseProcService(line []byte) (s Service, mask uint32, err error) {
 		if w, line = word(line); string(w) != "persistent" {
 			continue
 		}
-		var timeout, text []byte
-		timeout, line = word(line)
+		_, line = word(line) // the timeout, in ticks
+		var text []byte
 		text, line = word(line)
-		seconds, err := strconv.Atoi(string(timeout))
-		if err != nil {
-			return s, 0, err
-		}
 		m, err := strconv.ParseUint(string(text), 16, 32)
 		if err != nil {
 			return s, 0, err
 		}
 		s.Flags |= Persistent
-		s.Timeout = time.Duration(seconds) * time.Second
 		mask = uint32(m)
 	}
 	return s, mask, nil

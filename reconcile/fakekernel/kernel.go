@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"maps"
 	"net/netip"
@@ -113,14 +112,7 @@ func (k *Kernel) Fingerprint(ctx context.Context) (uint64, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	h := fnv.New64a()
-	for _, s := range k.list() {
-		fmt.Fprint(h, s.Key, s.Scheduler, s.Flags, s.Timeout, s.Prefix)
-		for _, d := range s.Destinations {
-			fmt.Fprint(h, d.AddrPort(), d.Forwarding, d.Weight)
-		}
-	}
-	return h.Sum64(), nil
+	return reconcile.Fingerprint(k.list()), nil
 }
 
 // Links lists the interfaces, by name.
