@@ -71,7 +71,9 @@ func (r *reader) read(ctx context.Context, services []DesiredService) error {
 		names = append(names, s.name)
 		if s.name == "net/ipv6/conf/all/forwarding" {
 			for _, l := range r.links {
-				names = append(names, acceptRA(l.Name))
+				if l.Name != "lo" && l.Name != r.cfg.DummyName {
+					names = append(names, acceptRA(l.Name))
+				}
 			}
 		}
 	}
@@ -184,9 +186,9 @@ func (r *reader) actual(services []DesiredService, rec *record, now time.Time) *
 	if exists && err != nil {
 		a.linkErr = err
 	}
-	sc := &scope{marks: r.cfg.Marks, record: rec, bound: map[netip.Addr]bool{}, held: a.Held}
+	sc := &scope{marks: r.cfg.Marks, record: rec, forget: r.cfg.ReleaseVIPs, bound: map[netip.Addr]bool{}, held: a.Held}
 	for _, p := range a.Link.Addresses {
-		if p.IsSingleIP() {
+		if p.IsSingleIP() && !p.Addr().IsLinkLocalUnicast() {
 			sc.bound[p.Addr()] = true
 		}
 	}

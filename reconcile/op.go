@@ -119,13 +119,13 @@ func (o Op) String() string {
 	case DelAddress:
 		fmt.Fprintf(&b, "%s from %s", o.Addr, o.Link)
 	case AddService, SetService:
-		b.WriteString(o.Service.describe())
+		b.WriteString(o.Service.String())
 	case DelService:
 		b.WriteString(o.Service.Key.String())
 	case AddDestination, SetDestination:
 		b.WriteString(o.Object())
 		b.WriteByte(' ')
-		b.WriteString(o.Dest.describe())
+		b.WriteString(o.Dest.String())
 	case DelDestination:
 		b.WriteString(o.Object())
 	case SetChain:
@@ -139,7 +139,8 @@ func (o Op) String() string {
 	return b.String()
 }
 
-func (s Service) describe() string {
+// String is the service with its values on one line; Key.String names it.
+func (s Service) String() string {
 	s = s.Normal()
 	text := s.Key.String() + " " + s.Scheduler
 	for _, f := range []struct {
@@ -156,7 +157,8 @@ func (s Service) describe() string {
 	return text
 }
 
-func (d Destination) describe() string {
+// String is the destination's values without its address.
+func (d Destination) String() string {
 	text := fmt.Sprintf("%s weight %d", d.Forwarding, d.Weight)
 	if d.Forwarding == Tunnel && d.Encap != IPIP {
 		text += " " + d.Encap.String()
@@ -168,4 +170,14 @@ func (d Destination) describe() string {
 		text += fmt.Sprintf(" thresholds %d/%d", d.Upper, d.Lower)
 	}
 	return text
+}
+
+// String is the service and its destinations, a line each.
+func (s ServiceState) String() string {
+	var b strings.Builder
+	b.WriteString(s.Service.String())
+	for _, d := range s.Destinations {
+		fmt.Fprintf(&b, "\n  -> %s %s (%d active, %d inactive)", d.AddrPort(), d.Destination, d.Active, d.Inactive)
+	}
+	return b.String()
 }

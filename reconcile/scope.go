@@ -12,6 +12,7 @@ import (
 type scope struct {
 	marks  MarkRange
 	record *record
+	forget bool                  // a released VIP is no longer ours
 	bound  map[netip.Addr]bool   // on our interface
 	held   map[netip.Addr]string // on another interface, by its name
 }
@@ -84,15 +85,28 @@ func (s *scope) claim(rec *record, services []DesiredService, actual []Key) map[
 			delete(rec.Foreign, k)
 		}
 	}
+	// What is on our interface stays ours if someone deletes the interface.
+	for vip := range s.bound {
+		rec.VIPs[vip] = true
+	}
+	if s.forget {
+		wanted := make(map[netip.Addr]bool, len(services))
+		for i := range services {
+			wanted[services[i].Addr] = true
+		}
+		for vip := range rec.VIPs {
+			if !wanted[vip] && !s.bound[vip] && len(byVIP[vip]) == 0 {
+				delete(rec.VIPs, vip)
+			}
+		}
+	}
 	for i := range services {
 		vip := services[i].Addr
 		if !vip.IsValid() || rec.VIPs[vip] {
 			continue
 		}
-		if !s.bound[vip] {
-			for _, k := range byVIP[vip] {
-				rec.Foreign[k] = true
-			}
+		for _, k := range byVIP[vip] {
+			rec.Foreign[k] = true
 		}
 		rec.VIPs[vip] = true
 	}

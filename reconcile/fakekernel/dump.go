@@ -14,7 +14,7 @@ import (
 )
 
 // Dump is what `ipvsadm -Sn` would print: services by key, destinations by
-// address and port.
+// address and port. Unlike ipvsadm it does not forget thresholds.
 func (k *Kernel) Dump() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()

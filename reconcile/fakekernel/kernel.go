@@ -84,7 +84,7 @@ func (k *Kernel) list() []reconcile.ServiceState {
 }
 
 func (s *service) state() reconcile.ServiceState {
-	out := reconcile.ServiceState{Service: s.Service, Destinations: make([]reconcile.DestinationState, 0, len(s.destinations))}
+	out := reconcile.ServiceState{Service: s.Service}
 	for _, a := range slices.SortedFunc(maps.Keys(s.destinations), netip.AddrPort.Compare) {
 		out.Destinations = append(out.Destinations, *s.destinations[a])
 	}
