@@ -205,6 +205,11 @@ func (r *Reconciler) reconcile(ctx context.Context, by origin) (Report, error) {
 		}
 		r.rec = rec
 	}
+	if by == bySync {
+		for _, b := range r.backoffs {
+			b.next = began // everything is tried once
+		}
+	}
 	rep := Report{Revision: r.revision, Simulated: r.cfg.Kernel.Simulated()}
 	var failures []Failure
 	var p *plan
