@@ -33,6 +33,7 @@ type node struct {
 	// Called from receive and install where set; set before run.
 	onReceive func(from uint64, msgs []*raftpb.Message)
 	onInstall func(msg *raftpb.Message, body io.Reader) error
+	discard   bool // what is received is not kept
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when something below changes
@@ -72,7 +73,9 @@ func (n *node) runAs(cluster, id, incarnation uint64) *node {
 				if n.onReceive != nil {
 					n.onReceive(from, msgs)
 				}
-				n.note(func() { n.got = append(n.got, msgs...) })
+				if !n.discard {
+					n.note(func() { n.got = append(n.got, msgs...) })
+				}
 			},
 			func(msg *raftpb.Message, body io.Reader) error {
 				n.mu.Lock()
