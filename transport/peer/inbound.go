@@ -20,6 +20,7 @@ type inbound struct {
 	lane        Lane
 	version     uint8
 	incarnation uint64 // that the caller has shown
+	used        bool   // a frame has arrived
 	heard       moment
 }
 
@@ -99,8 +100,10 @@ func (t *Transport) serve(ctx context.Context, raw net.Conn) {
 		return
 	}
 	err = t.receiveMessages(in, r)
-	if !t.leave(in) || ctx.Err() != nil {
-		return // replaced, removed, or this end is closing
+	if !t.leave(in) || ctx.Err() != nil || !in.used {
+		// Replaced, removed, this end is closing; or nothing ever came: its caller
+		// has given up while it waited for Run, and has called again since.
+		return
 	}
 	t.reports.report(in.member.id, &LostError{Member: in.member.id, Lane: in.lane, Err: err})
 	if !closedQuietly(err) {
@@ -243,6 +246,7 @@ func (t *Transport) receiveMessages(in *inbound, r *bufio.Reader) error {
 			return err
 		}
 		in.heard.set(time.Now())
+		in.used = true
 		switch kind {
 		case framePing:
 			if err := out.write(pong); err != nil {
