@@ -55,6 +55,9 @@ func (e *execution) stage(ctx context.Context, ops []Op, may func(*Op) bool) {
 			if may != nil && !may(&ops[i]) {
 				continue
 			}
+			if ops[i].Kind == AddDestination && e.badService[ops[i].Service.Key] {
+				continue
+			}
 			if f, ok := e.r.backingOff(ops[i]); ok && e.gated {
 				e.mark(ops[i])
 				e.report(f)

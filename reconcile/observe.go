@@ -148,8 +148,8 @@ func sortDestinations(ds []DestinationState) {
 // drifted says whether the kernel is, as far as can be told cheaply, not what is
 // kept; then it forgets that.
 func (r *reader) drifted(ctx context.Context) (bool, error) {
-	if r.services == nil || r.links == nil {
-		return true, nil
+	if r.services == nil {
+		return true, nil // all is read anyway
 	}
 	print, err := r.kernel.Fingerprint(ctx)
 	if err != nil {
@@ -159,7 +159,7 @@ func (r *reader) drifted(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list interfaces: %w", err)
 	}
-	same := slices.EqualFunc(links, r.links, func(a, b Link) bool {
+	same := r.links != nil && slices.EqualFunc(links, r.links, func(a, b Link) bool {
 		return a.Name == b.Name && a.Kind == b.Kind && a.Alias == b.Alias && a.Up == b.Up && slices.Equal(a.Addresses, b.Addresses)
 	})
 	if print == r.print && same {

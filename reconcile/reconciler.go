@@ -211,6 +211,9 @@ func (r *Reconciler) reconcile(ctx context.Context, by origin) (Report, error) {
 		}
 	}
 	rep := Report{Revision: r.revision, Simulated: r.cfg.Kernel.Simulated()}
+	if err := r.countConnections(ctx); err != nil {
+		return Report{}, err
+	}
 	var failures []Failure
 	var p *plan
 	for round := 0; ; round++ {
@@ -263,6 +266,21 @@ func (r *Reconciler) reconcile(ctx context.Context, by origin) (Report, error) {
 	r.mu.Unlock()
 	r.cfg.Metrics.Reconciled(rep)
 	return rep, nil
+}
+
+// countConnections reads again the services in which something drains.
+func (r *Reconciler) countConnections(ctx context.Context) error {
+	read := map[Key]bool{}
+	for at := range r.rec.Drains {
+		if r.reader.services == nil || read[at.service] {
+			continue
+		}
+		read[at.service] = true
+		if err := r.reader.readService(ctx, at.service); err != nil {
+			return fmt.Errorf("reconcile: %w", err)
+		}
+	}
+	return nil
 }
 
 var errUnstable = fmt.Errorf("not as desired when read back, %d times; is someone else changing it?", maxRounds)

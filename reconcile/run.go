@@ -108,18 +108,8 @@ func (r *Reconciler) maintain(ctx context.Context, fullAt *time.Time) (Report, b
 			due = true
 		}
 	}
-	if r.rec != nil && len(r.rec.Drains) > 0 {
-		for at := range r.rec.Drains {
-			if r.reader.services == nil {
-				break
-			}
-			if err := r.reader.readService(ctx, at.service); err != nil {
-				return Report{}, false, err
-			}
-		}
-		if !due {
-			by, due = byDrain, true
-		}
+	if !due && r.rec != nil && len(r.rec.Drains) > 0 {
+		by, due = byDrain, true
 	}
 	if !due {
 		return Report{}, false, nil

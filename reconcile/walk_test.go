@@ -247,9 +247,10 @@ func (w *walk) settle() {
 		w.t.Fatalf("without faults: %+v, %v", rep, err)
 	}
 	done := w.k.Operations()
+	ops := operations(w.k)
 	again, err := w.r.Sync(context.Background(), w.want)
 	if err != nil || again.Operations != 0 || w.k.Operations() != done || !again.Converged {
-		w.t.Fatalf("the second sync: %+v, %v", again, err)
+		w.t.Fatalf("the second sync did %q: %+v, %v", *ops, again, err)
 	}
 	list, _ := w.k.Services(context.Background())
 	want := map[reconcile.Key]reconcile.DesiredService{}
