@@ -167,6 +167,7 @@ type Persistence struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	TimeoutSeconds uint32                 `protobuf:"varint,1,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
 	Prefix         uint32                 `protobuf:"varint,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Engine         string                 `protobuf:"bytes,3,opt,name=engine,proto3" json:"engine,omitempty"` // empty: none
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -215,15 +216,28 @@ func (x *Persistence) GetPrefix() uint32 {
 	return 0
 }
 
+func (x *Persistence) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
 type DesiredBackend struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	Forwarding    string                 `protobuf:"bytes,3,opt,name=forwarding,proto3" json:"forwarding,omitempty"`
-	Weight        uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
-	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Address        []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Port           uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Forwarding     string                 `protobuf:"bytes,3,opt,name=forwarding,proto3" json:"forwarding,omitempty"`
+	Weight         uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	Reason         string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	TunnelType     string                 `protobuf:"bytes,6,opt,name=tunnel_type,json=tunnelType,proto3" json:"tunnel_type,omitempty"`              // with forwarding tunnel
+	TunnelPort     uint32                 `protobuf:"varint,7,opt,name=tunnel_port,json=tunnelPort,proto3" json:"tunnel_port,omitempty"`             // gue
+	TunnelChecksum string                 `protobuf:"bytes,8,opt,name=tunnel_checksum,json=tunnelChecksum,proto3" json:"tunnel_checksum,omitempty"`  // none, on, remote
+	UpperThreshold uint32                 `protobuf:"varint,9,opt,name=upper_threshold,json=upperThreshold,proto3" json:"upper_threshold,omitempty"` // connections; 0: no limit
+	LowerThreshold uint32                 `protobuf:"varint,10,opt,name=lower_threshold,json=lowerThreshold,proto3" json:"lower_threshold,omitempty"`
+	DrainUntil     int64                  `protobuf:"varint,11,opt,name=drain_until,json=drainUntil,proto3" json:"drain_until,omitempty"` // Unix milliseconds; 0: no deadline
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DesiredBackend) Reset() {
@@ -291,6 +305,48 @@ func (x *DesiredBackend) GetReason() string {
 	return ""
 }
 
+func (x *DesiredBackend) GetTunnelType() string {
+	if x != nil {
+		return x.TunnelType
+	}
+	return ""
+}
+
+func (x *DesiredBackend) GetTunnelPort() uint32 {
+	if x != nil {
+		return x.TunnelPort
+	}
+	return 0
+}
+
+func (x *DesiredBackend) GetTunnelChecksum() string {
+	if x != nil {
+		return x.TunnelChecksum
+	}
+	return ""
+}
+
+func (x *DesiredBackend) GetUpperThreshold() uint32 {
+	if x != nil {
+		return x.UpperThreshold
+	}
+	return 0
+}
+
+func (x *DesiredBackend) GetLowerThreshold() uint32 {
+	if x != nil {
+		return x.LowerThreshold
+	}
+	return 0
+}
+
+func (x *DesiredBackend) GetDrainUntil() int64 {
+	if x != nil {
+		return x.DrainUntil
+	}
+	return 0
+}
+
 var File_lbstate_lbstatepb_desired_proto protoreflect.FileDescriptor
 
 const file_lbstate_lbstatepb_desired_proto_rawDesc = "" +
@@ -311,10 +367,11 @@ const file_lbstate_lbstatepb_desired_proto_rawDesc = "" +
 	"\n" +
 	"one_packet\x18\v \x01(\bR\tonePacket\x12\x12\n" +
 	"\x04snat\x18\f \x01(\tR\x04snat\x12>\n" +
-	"\bbackends\x18\r \x03(\v2\".ipvskit.lbstate.v1.DesiredBackendR\bbackends\"N\n" +
+	"\bbackends\x18\r \x03(\v2\".ipvskit.lbstate.v1.DesiredBackendR\bbackends\"f\n" +
 	"\vPersistence\x12'\n" +
 	"\x0ftimeout_seconds\x18\x01 \x01(\rR\x0etimeoutSeconds\x12\x16\n" +
-	"\x06prefix\x18\x02 \x01(\rR\x06prefix\"\x8e\x01\n" +
+	"\x06prefix\x18\x02 \x01(\rR\x06prefix\x12\x16\n" +
+	"\x06engine\x18\x03 \x01(\tR\x06engine\"\xec\x02\n" +
 	"\x0eDesiredBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1e\n" +
@@ -322,7 +379,17 @@ const file_lbstate_lbstatepb_desired_proto_rawDesc = "" +
 	"forwarding\x18\x03 \x01(\tR\n" +
 	"forwarding\x12\x16\n" +
 	"\x06weight\x18\x04 \x01(\rR\x06weight\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reasonB.Z,github.com/ipvskit/ipvskit/lbstate/lbstatepbb\x06proto3"
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vtunnel_type\x18\x06 \x01(\tR\n" +
+	"tunnelType\x12\x1f\n" +
+	"\vtunnel_port\x18\a \x01(\rR\n" +
+	"tunnelPort\x12'\n" +
+	"\x0ftunnel_checksum\x18\b \x01(\tR\x0etunnelChecksum\x12'\n" +
+	"\x0fupper_threshold\x18\t \x01(\rR\x0eupperThreshold\x12'\n" +
+	"\x0flower_threshold\x18\n" +
+	" \x01(\rR\x0elowerThreshold\x12\x1f\n" +
+	"\vdrain_until\x18\v \x01(\x03R\n" +
+	"drainUntilB.Z,github.com/ipvskit/ipvskit/lbstate/lbstatepbb\x06proto3"
 
 var (
 	file_lbstate_lbstatepb_desired_proto_rawDescOnce sync.Once
