@@ -151,7 +151,7 @@ func (r *reader) drifted(ctx context.Context) (bool, error) {
 	if r.services == nil {
 		return true, nil // all is read anyway
 	}
-	print, err := r.kernel.Fingerprint(ctx)
+	found, err := r.kernel.Fingerprint(ctx)
 	if err != nil {
 		return false, fmt.Errorf("read the services' fingerprint: %w", err)
 	}
@@ -162,10 +162,10 @@ func (r *reader) drifted(ctx context.Context) (bool, error) {
 	same := r.links != nil && slices.EqualFunc(links, r.links, func(a, b Link) bool {
 		return a.Name == b.Name && a.Kind == b.Kind && a.Alias == b.Alias && a.Up == b.Up && slices.Equal(a.Addresses, b.Addresses)
 	})
-	if print == r.print && same {
+	if found == r.print && same {
 		return false, nil
 	}
-	if print != r.print {
+	if found != r.print {
 		r.services = nil
 	}
 	r.links = links

@@ -297,7 +297,8 @@ func (r *Reconciler) account(rep *Report, e *execution, a *Actual, by origin) {
 		case DelDestination:
 			r.cfg.Metrics.Drained(connectionsOf(a, op))
 		}
-		if by == byDrift && op.Why == "" {
+		// Other operations with a reason are our own doing: a drain that ended.
+		if by == byDrift && (op.Why == "" || op.Kind == SetSysctl) {
 			rep.Repaired++
 		}
 		if ce := r.cfg.Logger.Check(zap.DebugLevel, "done"); ce != nil {

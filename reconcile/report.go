@@ -82,7 +82,7 @@ func (e *explained) Unwrap() error { return e.err }
 
 // explain adds what to do to an error whose errno alone says too little.
 func explain(op Op, err error) error {
-	hint := ""
+	var hint string
 	switch {
 	case IsNoScheduler(op, err):
 		hint = fmt.Sprintf("this kernel has no scheduler %q; try `modprobe ip_vs_%s` or choose another", op.Service.Scheduler, op.Service.Scheduler)

@@ -94,7 +94,7 @@ const blanketAbove = 16
 // are the services of others, whose connections must not be changed.
 func snatRules(f Family, services []DesiredService, foreign []Key) []Rule {
 	// A VIP whose services all have one mode gets a rule of its own, and
-	// neighbours share one; otherwise each service gets one.
+	// adjacent VIPs share one; otherwise each service gets one.
 	modes := map[netip.Addr]int{} // mode, or mixed
 	const mixed = -1
 	var masq []*DesiredService

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	gosync "sync"
 	"testing"
 	"time"
 
@@ -73,18 +74,28 @@ func (n *network) serve(b *kerneltest.Namespace, number, port int) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.t.Cleanup(func() { l.Close(); p.Close() })
+	var served gosync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	n.t.Cleanup(func() {
+		cancel()
+		l.Close()
+		p.Close()
+		served.Wait()
+	})
 	answer := func(from net.Addr) string {
 		a := netip.MustParseAddrPort(from.String()).Addr().Unmap()
 		return fmt.Sprintf("%d %s\n", number, a)
 	}
-	go func() {
+	served.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go func() {
+			// Some connections lose their other end without a word.
+			stop := context.AfterFunc(ctx, func() { c.Close() })
+			served.Go(func() {
+				defer stop()
 				defer c.Close()
 				for in := bufio.NewReader(c); ; {
 					if _, err := in.ReadString('\n'); err != nil {
@@ -94,10 +105,10 @@ func (n *network) serve(b *kerneltest.Namespace, number, port int) {
 						return
 					}
 				}
-			}()
+			})
 		}
-	}()
-	go func() {
+	})
+	served.Go(func() {
 		b := make([]byte, 100)
 		for {
 			_, from, err := p.ReadFrom(b)
@@ -106,7 +117,7 @@ func (n *network) serve(b *kerneltest.Namespace, number, port int) {
 			}
 			_, _ = p.WriteTo([]byte(answer(from)), from)
 		}
-	}()
+	})
 }
 
 // service is at the VIP of the family of its backends, port 80.

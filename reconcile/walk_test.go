@@ -75,8 +75,10 @@ func newWalk(t *rapid.T) *walk {
 	}
 	if rapid.Bool().Draw(t, "leftovers") {
 		// What an earlier life left: our interface with a VIP and services on it.
-		w.k.SetLink(reconcile.Link{Name: "ipvs-manager", Kind: "dummy", Alias: reconcile.Alias,
-			Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/32")}})
+		w.k.SetLink(reconcile.Link{
+			Name: "ipvs-manager", Kind: "dummy", Alias: reconcile.Alias,
+			Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/32")},
+		})
 		for _, s := range w.services("leftover") {
 			if s.Addr.String() == "192.0.2.10" || s.FWMark != 0 {
 				w.put(s)

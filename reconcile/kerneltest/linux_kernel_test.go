@@ -44,16 +44,16 @@ func TestKernelDiffersNowhere(t *testing.T) {
 	fake := fakekernel.New()
 	seed := uint64(time.Now().UnixNano())
 	kerneltest.Differ(t, newLinux(t, ns), fake, seed, 1000)
-	real := strings.Split(ns.Run("ipvsadm -Sn"), "\n")
+	saved := strings.Split(ns.Run("ipvsadm -Sn"), "\n")
 	// ipvsadm forgets thresholds when it saves.
 	want := strings.Split(regexp.MustCompile(` -[xy] \d+`).ReplaceAllString(fake.Dump(), ""), "\n")
-	slices.Sort(real)
+	slices.Sort(saved)
 	slices.Sort(want)
-	for i := range real {
-		real[i] = strings.TrimSpace(real[i])
+	for i := range saved {
+		saved[i] = strings.TrimSpace(saved[i])
 	}
-	if !slices.Equal(real, want) {
-		t.Errorf("ipvsadm -Sn:\n%s\nDump:\n%s", strings.Join(real, "\n"), strings.Join(want, "\n"))
+	if !slices.Equal(saved, want) {
+		t.Errorf("ipvsadm -Sn:\n%s\nDump:\n%s", strings.Join(saved, "\n"), strings.Join(want, "\n"))
 	}
 	if out, err := exec.Command("ipvsadm", "-Sn").CombinedOutput(); err != nil || len(strings.TrimSpace(string(out))) != 0 {
 		t.Errorf("the namespace of the test itself has services: %s %v", out, err)

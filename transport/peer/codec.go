@@ -261,11 +261,11 @@ func (d *batchDecoder) uvarint() uint64 {
 	return v
 }
 
-// count reads a number of things that take at least min bytes each of what
+// count reads a number of things that take at least size bytes each of what
 // remains.
-func (d *batchDecoder) count(limit, min int) int {
+func (d *batchDecoder) count(limit, size int) int {
 	v := d.uvarint()
-	if v > uint64(limit) || v > uint64(len(d.in)/min) {
+	if v > uint64(limit) || v > uint64(len(d.in)/size) {
 		d.fail("more items than bytes")
 		return 0
 	}

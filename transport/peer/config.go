@@ -31,7 +31,7 @@ type Config struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 
 	// ServerTLS and ClientTLS, where given, wrap every connection that is
-	// accepted or dialled. A ClientTLS without a ServerName gets the dialled host
+	// accepted or dialed. A ClientTLS without a ServerName gets the dialed host
 	// as its name. Both are needed or neither.
 	ServerTLS *tls.Config
 	ClientTLS *tls.Config

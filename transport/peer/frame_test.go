@@ -29,7 +29,7 @@ func TestFramesSurviveTheWire(t *testing.T) {
 				t.Fatalf("frame %d: kind %d, %d bytes of %d, error %v", i, kind, len(got), len(p), err)
 			}
 		}
-		if _, _, err := frames.next(); err != io.EOF {
+		if _, _, err := frames.next(); !errors.Is(err, io.EOF) {
 			t.Fatalf("after the last frame: %v, want io.EOF", err)
 		}
 	})
@@ -78,17 +78,17 @@ func FuzzFrames(f *testing.F) {
 
 func FuzzHandshake(f *testing.F) {
 	h := hello{oldest: 1, newest: 2, lane: Data, cluster: 3, from: 4, to: 5, incarnation: 6, expects: 7, address: "[::1]:8110"}
-	f.Add(h.append(nil))
-	f.Add(welcome{refusal: WrongCluster, version: 1, detail: "no"}.append(nil))
+	f.Add(h.encode())
+	f.Add(welcome{refusal: WrongCluster, version: 1, detail: "no"}.encode())
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if h, err := readHello(bytes.NewReader(in)); err == nil {
-			again, err := readHello(bytes.NewReader(h.append(nil)))
+			again, err := readHello(bytes.NewReader(h.encode()))
 			if err != nil || again != h {
 				t.Fatalf("%+v became %+v, %v", h, again, err)
 			}
 		}
 		if w, err := readWelcome(bytes.NewReader(in)); err == nil {
-			again, err := readWelcome(bytes.NewReader(w.append(nil)))
+			again, err := readWelcome(bytes.NewReader(w.encode()))
 			if err != nil || again != w {
 				t.Fatalf("%+v became %+v, %v", w, again, err)
 			}

@@ -90,9 +90,8 @@ type hello struct {
 
 const helloFixed = 2 + 2 + 1 + 5*8 + 1
 
-func (h hello) append(buf []byte) []byte {
-	buf = append(buf, preamble...)
-	buf, start := beginFrame(buf)
+func (h hello) encode() []byte {
+	buf, start := beginFrame([]byte(preamble))
 	buf = binary.LittleEndian.AppendUint16(buf, h.oldest)
 	buf = binary.LittleEndian.AppendUint16(buf, h.newest)
 	buf = append(buf, byte(h.lane))
@@ -168,8 +167,8 @@ type welcome struct {
 
 const welcomeFixed = 1 + 2 + 3*8 + 2
 
-func (w welcome) append(buf []byte) []byte {
-	buf, start := beginFrame(buf)
+func (w welcome) encode() []byte {
+	buf, start := beginFrame(nil)
 	buf = append(buf, byte(w.refusal))
 	buf = binary.LittleEndian.AppendUint16(buf, w.version)
 	for _, v := range [...]uint64{w.cluster, w.member, w.incarnation} {

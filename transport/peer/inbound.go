@@ -136,11 +136,11 @@ func (t *Transport) shake(ctx context.Context, raw net.Conn) (*inbound, *bufio.R
 	if refused != nil {
 		t.cfg.Metrics.Refused(refused.Reason)
 		answer.refusal, answer.detail = refused.Reason, refused.Detail
-		_, _ = conn.Write(answer.append(nil))
+		_, _ = conn.Write(answer.encode())
 		return nil, nil, refused
 	}
 	answer.version = uint16(in.version)
-	if _, err = conn.Write(answer.append(nil)); err == nil {
+	if _, err = conn.Write(answer.encode()); err == nil {
 		err = conn.SetDeadline(time.Time{})
 	}
 	if err != nil {

@@ -306,7 +306,7 @@ func (t *Transport) present(conn net.Conn, h hello) (uint8, *bufio.Reader, error
 	if err := conn.SetDeadline(time.Now().Add(t.cfg.HandshakeTimeout)); err != nil {
 		return 0, nil, err
 	}
-	if _, err := conn.Write(h.append(nil)); err != nil {
+	if _, err := conn.Write(h.encode()); err != nil {
 		return 0, nil, fmt.Errorf("peer: handshake with member %x: %w", h.to, err)
 	}
 	patient := &patientReader{conn: conn, timeout: t.cfg.IdleTimeout, set: time.Now()}

@@ -349,7 +349,7 @@ func (b *snapshotBody) finished() error {
 	if len(b.part) == 0 && b.err == nil && b.got == b.size {
 		b.err = b.fetch() // the callee knew the size and did not ask for the end
 	}
-	if b.err == io.EOF && len(b.part) == 0 {
+	if errors.Is(b.err, io.EOF) && len(b.part) == 0 {
 		return nil
 	}
 	return fmt.Errorf("peer: snapshot was installed after %d of %d bytes, without its end", b.got-int64(len(b.part)), b.size)

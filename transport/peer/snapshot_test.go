@@ -18,8 +18,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-func snapshotMessage(from, to uint64) *raftpb.Message {
-	m := message(raftpb.MsgSnap, from, to, 0)
+// snapshotMessage is one for node 2.
+func snapshotMessage(from uint64) *raftpb.Message {
+	m := message(raftpb.MsgSnap, from, 2, 0)
 	m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
 		Index: proto.Uint64(42), Term: proto.Uint64(1), ConfState: &raftpb.ConfState{Voters: []uint64{1, 2}},
 	}}
@@ -37,12 +38,12 @@ func (s *source) Close() error {
 	return nil
 }
 
-// send sends a snapshot and returns its outcome.
-func (n *node) send(to uint64, body io.Reader, size int64) error {
+// send sends a snapshot to node 2 and returns its outcome.
+func (n *node) send(body io.Reader, size int64) error {
 	n.t.Helper()
 	src := &source{Reader: body}
 	outcome := make(chan error, 2)
-	n.SendSnapshot(snapshotMessage(n.id, to), size, src, func(err error) { outcome <- err })
+	n.SendSnapshot(snapshotMessage(n.id), size, src, func(err error) { outcome <- err })
 	select {
 	case err := <-outcome:
 		if src.closed.Load() != 1 {
@@ -68,7 +69,7 @@ func TestSnapshotArrives(t *testing.T) {
 			data := randomBytes(1, size)
 			a, b := newNode(t, 1, testConfig(t)), newNode(t, 2, testConfig(t))
 			b.onInstall = func(msg *raftpb.Message, body io.Reader) error {
-				if !proto.Equal(msg, snapshotMessage(1, 2)) {
+				if !proto.Equal(msg, snapshotMessage(1)) {
 					t.Errorf("message arrived as %v", msg)
 				}
 				got, err := io.ReadAll(body)
@@ -83,7 +84,7 @@ func TestSnapshotArrives(t *testing.T) {
 			a.knows(b)
 			a.run()
 			b.run()
-			if err := a.send(2, bytes.NewReader(data), int64(size)); err != nil {
+			if err := a.send(bytes.NewReader(data), int64(size)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -128,14 +129,14 @@ func TestSnapshotOutcomes(t *testing.T) {
 			a.knows(b)
 			a.run()
 			b.run()
-			if err := a.send(2, tt.body, size); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if err := a.send(tt.body, size); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("outcome %v, want one with %q", err, tt.want)
 			}
 			// The next one finds a free way.
 			b.mu.Lock()
 			b.onInstall = func(_ *raftpb.Message, body io.Reader) error { _, err := io.Copy(io.Discard, body); return err }
 			b.mu.Unlock()
-			if err := a.send(2, bytes.NewReader(data), size); err != nil {
+			if err := a.send(bytes.NewReader(data), size); err != nil {
 				t.Errorf("the snapshot after it: %v", err)
 			}
 		})
@@ -148,21 +149,21 @@ func (failing) Read([]byte) (int, error) { return 0, errors.New("bad sector") }
 
 func TestSnapshotThatCannotGo(t *testing.T) {
 	a := newNode(t, 1, testConfig(t))
-	if err := a.send(2, strings.NewReader("x"), 1); !errors.Is(err, ErrClosed) {
+	if err := a.send(strings.NewReader("x"), 1); !errors.Is(err, ErrClosed) {
 		t.Errorf("before Run: %v", err)
 	}
 	a.run()
-	if err := a.send(2, strings.NewReader("x"), 1); !errors.Is(err, ErrUnknownPeer) {
+	if err := a.send(strings.NewReader("x"), 1); !errors.Is(err, ErrUnknownPeer) {
 		t.Errorf("to an unknown member: %v", err)
 	}
 	l := listen(t)
 	_ = l.Close()
 	a.SetPeer(2, 0, l.Addr().String())
-	if err := a.send(2, strings.NewReader("x"), 1); err == nil {
+	if err := a.send(strings.NewReader("x"), 1); err == nil {
 		t.Error("to a dead member: no error")
 	}
 	a.end()
-	if err := a.send(2, strings.NewReader("x"), 1); !errors.Is(err, ErrClosed) {
+	if err := a.send(strings.NewReader("x"), 1); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Run: %v", err)
 	}
 }
@@ -185,9 +186,9 @@ func TestSnapshotIsAloneAndEndsWithItsEnds(t *testing.T) {
 			r, w := io.Pipe()
 			defer w.Close()
 			outcome := make(chan error, 1)
-			a.SendSnapshot(snapshotMessage(1, 2), 1<<20, r, func(err error) { outcome <- err })
+			a.SendSnapshot(snapshotMessage(1), 1<<20, r, func(err error) { outcome <- err })
 			<-began
-			if err := a.send(2, strings.NewReader("x"), 1); !errors.Is(err, ErrSnapshotBusy) {
+			if err := a.send(strings.NewReader("x"), 1); !errors.Is(err, ErrSnapshotBusy) {
 				t.Errorf("a second snapshot: %v", err)
 			}
 			if dies == "receiver" {
@@ -214,7 +215,7 @@ func TestSnapshotIsThrottled(t *testing.T) {
 	a.run()
 	b.run()
 	began := time.Now()
-	if err := a.send(2, bytes.NewReader(make([]byte, 512<<10)), 512<<10); err != nil {
+	if err := a.send(bytes.NewReader(make([]byte, 512<<10)), 512<<10); err != nil {
 		t.Fatal(err)
 	}
 	// The first piece, a tenth of a second's worth, does not wait.
@@ -235,11 +236,11 @@ func TestSnapshotDamagedOnTheWay(t *testing.T) {
 	b.run()
 	begin := func() []byte {
 		h := hello{oldest: 1, newest: 1, lane: Snapshots, cluster: testCluster, from: 1, to: 2, incarnation: 5, address: "127.0.0.1:1"}
-		first, err := appendBatch([]byte{6, 0, 0, 0, 0, 0, 0, 0}, []*raftpb.Message{snapshotMessage(1, 2)})
+		first, err := appendBatch([]byte{6, 0, 0, 0, 0, 0, 0, 0}, []*raftpb.Message{snapshotMessage(1)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return appendFrame(h.append(nil), 1, frameSnapshot, first)
+		return appendFrame(h.encode(), 1, frameSnapshot, first)
 	}
 	chunk := func(s string) []byte { return appendFrame(nil, 1, frameChunk, []byte(s)) }
 	flipped := chunk("abcdef")
@@ -291,7 +292,7 @@ func TestSlowInstallation(t *testing.T) {
 	a.knows(b)
 	a.run()
 	b.run()
-	if err := a.send(2, strings.NewReader("abc"), 3); err != nil {
+	if err := a.send(strings.NewReader("abc"), 3); err != nil {
 		t.Error(err)
 	}
 }

@@ -191,12 +191,6 @@ func (t *Transport) goLocked(f func()) bool {
 	return true
 }
 
-func (t *Transport) start(f func()) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.goLocked(f)
-}
-
 // Send queues messages to their To. Those that cannot be queued are dropped and
 // reported to unreachable. The Transport owns msgs' elements from then on, not
 // the slice. Snapshots and messages that never leave a node are dropped.

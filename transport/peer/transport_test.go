@@ -230,7 +230,7 @@ func TestHandshakeVersions(t *testing.T) {
 		}
 		defer conn.Close()
 		h := hello{oldest: oldest, newest: newest, lane: Data, cluster: testCluster, from: 9, to: 2, incarnation: 1, address: "127.0.0.1:1"}
-		if _, err := conn.Write(h.append(nil)); err != nil {
+		if _, err := conn.Write(h.encode()); err != nil {
 			t.Fatal(err)
 		}
 		w, err := readWelcome(conn)
@@ -296,7 +296,7 @@ func TestHostileBytes(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	h := hello{oldest: 1, newest: 1, lane: Data, cluster: testCluster, from: 9, to: 2, incarnation: 1, address: "127.0.0.1:1"}
-	wrap := func(payload []byte) []byte { return appendFrame(h.append(nil), 1, frameMessages, payload) }
+	wrap := func(payload []byte) []byte { return appendFrame(h.encode(), 1, frameMessages, payload) }
 	batch := func(m *raftpb.Message) []byte {
 		p, err := appendBatch(nil, []*raftpb.Message{m})
 		if err != nil {
@@ -309,16 +309,16 @@ func TestHostileBytes(t *testing.T) {
 	attacks := map[string][]byte{
 		"http":                  []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
 		"tls":                   {0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc},
-		"half a hello":          h.append(nil)[:20],
-		"huge frame":            append(h.append(nil), frameMagic0, frameMagic1, 1, byte(frameMessages), 0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0),
+		"half a hello":          h.encode()[:20],
+		"huge frame":            append(h.encode(), frameMagic0, frameMagic1, 1, byte(frameMessages), 0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0),
 		"more items than bytes": wrap([]byte{0xff, 0xff, 3, 0xff, 0xff, 0x3f, 0}),
 		"local message":         batch(message(raftpb.MsgHup, 9, 2, 0)),
 		"other's message":       batch(message(raftpb.MsgApp, 8, 2, 0)),
 		"message for another":   batch(message(raftpb.MsgApp, 9, 3, 0)),
 		"heartbeat among data":  batch(message(raftpb.MsgHeartbeat, 9, 2, 0)),
 		"unknown type":          batch(message(99, 9, 2, 0)),
-		"frame out of place":    appendFrame(h.append(nil), 1, frameResult, nil),
-		"snapshot out of shape": appendFrame(snapshot.append(nil), 1, frameSnapshot, []byte("12345678")),
+		"frame out of place":    appendFrame(h.encode(), 1, frameResult, nil),
+		"snapshot out of shape": appendFrame(snapshot.encode(), 1, frameSnapshot, []byte("12345678")),
 	}
 	for i := range 30 {
 		junk := make([]byte, rng.IntN(300))
@@ -326,7 +326,7 @@ func TestHostileBytes(t *testing.T) {
 			junk[j] = byte(rng.Uint32())
 		}
 		attacks[fmt.Sprintf("junk %d", i)] = junk
-		attacks[fmt.Sprintf("junk %d after a hello", i)] = append(h.append(nil), junk...)
+		attacks[fmt.Sprintf("junk %d after a hello", i)] = append(h.encode(), junk...)
 	}
 	var all sync.WaitGroup
 	for name, attack := range attacks {
@@ -367,7 +367,7 @@ func TestSilentCallerIsClosed(t *testing.T) {
 	}
 	defer conn.Close()
 	_ = conn.SetReadDeadline(time.Now().Add(15 * time.Second))
-	if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read from a port that was told nothing: %v", err)
 	}
 }
@@ -391,7 +391,7 @@ func fakeMember(t *testing.T, id uint64, serve func(h hello, conn net.Conn, r *b
 					return
 				}
 				w := welcome{version: 1, cluster: h.cluster, member: id, incarnation: incarnationOf(id)}
-				if _, err := conn.Write(w.append(nil)); err == nil {
+				if _, err := conn.Write(w.encode()); err == nil {
 					serve(h, conn, r)
 				}
 			})

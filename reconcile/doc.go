@@ -1,0 +1,62 @@
+// Package reconcile makes one Linux director's kernel equal to a desired state,
+// again and again: IPVS services and destinations, the dummy interface with the
+// VIPs, SNAT, and the settings that these need. It changes the smallest part in
+// place, loses no connection that it need not lose, and touches nothing that is
+// not its own.
+//
+//	kernel, err := reconcile.NewLinux(reconcile.LinuxConfig{}) // or fakekernel.New()
+//	r, err := reconcile.New(reconcile.Config{Kernel: kernel, Journal: reconcile.FileJournal("scope.json")})
+//	go r.Run(ctx)                       // drains, retries, drift
+//	report, err := r.Sync(ctx, desired) // whenever desired changes
+//
+// # Nouns
+//
+// A Desired holds services with their destinations. Observe gives the Actual; a
+// Plan is the list of Ops that lead from one to the other, pure and printable;
+// Sync carries it out, reads back what it touched, and gives a Report. A Kernel
+// is the seam: Linux, the one in memory of package fakekernel, or your own,
+// checked by package kerneltest. A Journal keeps across restarts what is ours and
+// what drains.
+//
+// # What is ours
+//
+// A service is ours if its VIP is on the dummy interface, which carries the alias
+// "ipvskit", or in the journal, or if its firewall mark is in Config.Marks. On a
+// VIP that another interface holds, only the services that the journal names are
+// ours. Services that were on a VIP before it became ours stay someone else's.
+// Nothing else is changed or deleted; what collides is reported by name. An
+// interface of the configured name without the alias is adopted if it is a dummy
+// without any alias whose addresses are all wanted.
+//
+// # Order
+//
+// Settings; SNAT rules, additions only; the interface; services with all their
+// destinations, raised weights; lowered weights; VIPs; then removals: drained
+// destinations, services, VIPs if Config.ReleaseVIPs asks for it, SNAT rules. If
+// every destination that should get connections fails, weights are not lowered.
+// A removed destination gets weight 0 and is deleted when it has no connections
+// or at its deadline; one that returns meanwhile is one edit. A removed service
+// is deleted at once unless Config.DrainServices is set; its VIP and the
+// interface stay.
+//
+// # Caveats
+//
+// The settings in Report.Host are those of the whole network namespace, so they
+// also hold for services of others: net.ipv4.vs.expire_nodest_conn=1 (connections
+// of a deleted destination are reset, not dropped silently),
+// net.ipv4.vs.expire_quiescent_template=1 with persistence,
+// net.ipv4.vs.conntrack=1 with SNAT, forwarding with masquerading (with IPv6 also
+// accept_ra=2 where it was 1, so that the host keeps a default route from router
+// advertisements). Config.LeaveSysctls leaves them as they are.
+//
+// A connection that this director itself opens to a VIP is answered with snat
+// local or all, and only for masqueraded destinations. What the host listens for
+// on all addresses is reachable through a VIP.
+//
+// | goroutine | started by | stopped by | state it owns |
+// |---|---|---|---|
+// | Run | the caller | its ctx | a timer; while it has the turn, what Sync has while it runs: record, reader, back-offs |
+//
+// Nothing else runs: Sync, Apply, Plan and Observe work on their caller's
+// goroutine and take turns.
+package reconcile
