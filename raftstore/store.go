@@ -134,9 +134,13 @@ func removeLeftovers(dir string) {
 // cluster of one. It may be called once.
 func (s *Store) Run(ctx context.Context) error {
 	s.mu.Lock()
-	if s.started || s.stopping {
+	if s.stopping {
 		s.mu.Unlock()
-		return ErrStopped
+		return nil
+	}
+	if s.started {
+		s.mu.Unlock()
+		return errors.New("raftstore: Run was called twice")
 	}
 	s.started = true
 	ctx, s.cancel = context.WithCancel(ctx)
