@@ -1,0 +1,239 @@
+package healthcheck
+
+import (
+	"fmt"
+	"time"
+)
+
+// Hold says when falls are so many at once that this host is suspected before
+// they are believed. While a hold lasts, targets that fall stay up in effect.
+type Hold struct {
+	// Share of the targets that were up which must fall within Window. Default
+	// 0.5. 1 or more: nothing is ever held.
+	Share float64
+	// Min is how many must fall at least. Default 10.
+	Min int
+	// Window is the time in which they must fall. Default 10 s.
+	Window time.Duration
+	// Limit ends a hold: what is still down then is believed. Default 1 min.
+	Limit time.Duration
+}
+
+func (h Hold) withDefaults() Hold {
+	if h.Share == 0 {
+		h.Share = 0.5
+	}
+	if h.Min == 0 {
+		h.Min = 10
+	}
+	if h.Window == 0 {
+		h.Window = 10 * time.Second
+	}
+	if h.Limit == 0 {
+		h.Limit = time.Minute
+	}
+	return h
+}
+
+func (h Hold) validate() error {
+	if h.Share < 0 || h.Min < 0 || h.Window < 0 || h.Limit < 0 {
+		return fmt.Errorf("hold: share %v, min %d, window %v, limit %v: none may be negative", h.Share, h.Min, h.Window, h.Limit)
+	}
+	return nil
+}
+
+// HoldStatus is what a hold does at present.
+type HoldStatus struct {
+	Active bool
+	Since  time.Time // zero unless Active
+	Until  time.Time // when it ends at the latest; zero unless Active
+	Held   int       // checks that are down by their own results and up in effect
+	Why    string    // why it began; of the last one when not Active
+}
+
+// episode follows the falls of the last window, and the hold that they may
+// make. The engine's mutex guards it.
+type episode struct {
+	Hold
+	falls []fall // of the window, oldest first; some came up again since
+	down  int    // falls that did not
+
+	active  bool
+	spent   bool // a hold ended while the falls went on: not again until they ease
+	since   time.Duration
+	from    time.Duration // the first fall that belongs to the hold
+	members int           // that fell since from and are still down
+	ease    int           // the hold ends when no more members than these are left
+	held    int           // members that are up in effect
+	why     string
+}
+
+type fall struct {
+	at time.Duration
+	r  *record
+}
+
+// fell takes note that r fell, of up checks that are up in effect (r is one of
+// them), and says whether it is to be held. suspicious is asked only when the
+// falls are enough for a hold, and says whether this host may be to blame.
+func (h *episode) fell(r *record, now time.Duration, up int, suspicious func() bool) (hold, began bool) {
+	r.fell = now
+	h.prune(now)
+	h.falls = append(h.falls, fall{now, r})
+	h.down++
+	if h.active {
+		h.members++
+		h.held++
+		return true, false
+	}
+	population := up + h.down - 1
+	enough := h.down >= h.Min && float64(h.down) > h.Share*float64(population)
+	if h.spent && h.down*2 <= int(h.Share*float64(population)) {
+		h.spent = false
+	}
+	if !enough || h.spent || h.Share >= 1 || !suspicious() {
+		return false, false
+	}
+	h.active, h.since, h.from = true, now, h.falls[0].at
+	h.members, h.held = h.down, 1
+	h.ease = int(h.Share*float64(population)) / 2
+	h.why = fmt.Sprintf("%d of %d targets that were up fell within %v", h.down, population, h.Window)
+	return true, true
+}
+
+// rose takes note that r is no longer down, or gone.
+func (h *episode) rose(r *record, held bool) {
+	if r.fell == 0 {
+		return
+	}
+	if len(h.falls) > 0 && r.fell >= h.falls[0].at {
+		h.down--
+	}
+	if h.active && r.fell >= h.from {
+		h.members--
+		if held {
+			h.held--
+		}
+	}
+	r.fell = 0
+}
+
+func (h *episode) prune(now time.Duration) {
+	n := 0
+	for ; n < len(h.falls) && h.falls[n].at <= now-h.Window; n++ {
+		if f := h.falls[n]; f.r.fell == f.at {
+			h.down--
+		}
+	}
+	if h.falls = h.falls[n:]; len(h.falls) == 0 {
+		h.falls = nil
+	}
+}
+
+// end closes the hold. The caller believes what was held.
+func (h *episode) end() {
+	h.active, h.spent = false, true
+	h.members, h.held = 0, 0
+}
+
+// fallen is called when r's own results say that it is down, and decides
+// whether that is believed.
+func (e *Engine) fallen(r *record, now time.Duration) {
+	if r.effective != Up {
+		e.believe(r, now)
+		return
+	}
+	hold, began := e.hold.fell(r, now, e.count[Up], e.canariesSuspect)
+	if began {
+		e.events = append(e.events, event{kind: eventHoldBegan, text: e.hold.why, count: e.hold.held})
+	}
+	if !hold {
+		e.believe(r, now)
+	}
+}
+
+// canariesSuspect says whether this host may be to blame for a mass failure:
+// without canaries it may, otherwise only while one of them does not answer.
+func (e *Engine) canariesSuspect() bool {
+	for r := range e.canaries {
+		if r.streak <= 0 {
+			return true
+		}
+	}
+	return len(e.canaries) == 0
+}
+
+// canariesAnswered says whether every canary succeeded since t.
+func (e *Engine) canariesAnswered(t time.Duration) bool {
+	for r := range e.canaries {
+		if r.streak <= 0 || r.last <= t {
+			return false
+		}
+	}
+	return len(e.canaries) > 0
+}
+
+// reviewHold ends a hold that has no reason any more.
+func (e *Engine) reviewHold(now time.Duration) {
+	h := &e.hold
+	switch {
+	case !h.active:
+	case h.members <= h.ease:
+		e.endHold(now, "most targets came back")
+	case now-h.since >= h.Limit:
+		e.endHold(now, "its limit in time is reached")
+	case e.canariesAnswered(h.since):
+		e.endHold(now, "the canaries answer")
+	}
+}
+
+func (e *Engine) endHold(now time.Duration, why string) {
+	e.events = append(e.events, event{kind: eventHoldEnded, text: why, count: e.hold.held})
+	e.hold.end()
+	for _, r := range e.checks {
+		if r.raw == Down && r.effective == Up {
+			e.believe(r, now)
+		}
+	}
+}
+
+// ReleaseHold ends a hold: what is held is believed at once. It says whether
+// there was one.
+func (e *Engine) ReleaseHold() bool {
+	e.mu.Lock()
+	defer e.release()
+	active := e.hold.active
+	if active {
+		e.endHold(e.now(), "released by request")
+	}
+	return active
+}
+
+// SetHold replaces the rules of the hold. One that is active goes on under the
+// new limit, or ends when the new rules hold nothing.
+func (e *Engine) SetHold(h Hold) error {
+	if err := h.validate(); err != nil {
+		return err
+	}
+	h = h.withDefaults()
+	e.mu.Lock()
+	defer e.release()
+	e.hold.Hold = h
+	if e.hold.active && h.Share >= 1 {
+		e.endHold(e.now(), "holds were switched off")
+	}
+	e.kick()
+	return nil
+}
+
+// Hold tells what the hold does at present.
+func (e *Engine) Hold() HoldStatus {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := HoldStatus{Active: e.hold.active, Held: e.hold.held, Why: e.hold.why}
+	if s.Active {
+		s.Since = e.wall(e.hold.since)
+		s.Until = e.wall(e.hold.since + e.hold.Limit)
+	}
+	return s
+}

@@ -1,0 +1,90 @@
+package probe
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Via says how connections leave this host, so that a probe can take the path
+// that a director's traffic takes. Its zero value leaves it to the kernel.
+type Via struct {
+	Source    netip.Addr // local address
+	Interface string     // Linux: SO_BINDTODEVICE
+	Mark      uint32     // Linux: SO_MARK; needs CAP_NET_ADMIN
+}
+
+func (v Via) validate() error {
+	if (v.Interface != "" || v.Mark != 0) && !canBind {
+		return fmt.Errorf("interface %q, mark %d: only Linux can bind a probe to them", v.Interface, v.Mark)
+	}
+	return nil
+}
+
+// dialer makes connections the way that Via says; halfOpen ones are not seen by
+// the program that listens, where the operating system can do that.
+func (v Via) dialer(halfOpen bool) net.Dialer {
+	d := net.Dialer{KeepAlive: -1} // a probe's connection is too short for it
+	if halfOpen || v.Interface != "" || v.Mark != 0 {
+		d.Control = func(_, _ string, c syscall.RawConn) error {
+			var err error
+			if cerr := c.Control(func(fd uintptr) { err = v.set(int(fd), halfOpen) }); cerr != nil {
+				return cerr
+			}
+			return err
+		}
+	}
+	return d
+}
+
+// tcp connects to a numeric address.
+func (v Via) tcp(ctx context.Context, target netip.AddrPort, halfOpen bool) (*net.TCPConn, error) {
+	d := v.dialer(halfOpen)
+	return d.DialTCP(ctx, "tcp", v.local(), target)
+}
+
+// named connects to a host and port that are written out; a name is resolved.
+func (v Via) named(ctx context.Context, network, address string) (net.Conn, error) {
+	d := v.dialer(false)
+	if v.Source.IsValid() {
+		if strings.HasPrefix(network, "udp") {
+			d.LocalAddr = net.UDPAddrFromAddrPort(v.local())
+		} else {
+			d.LocalAddr = net.TCPAddrFromAddrPort(v.local())
+		}
+	}
+	return d.DialContext(ctx, network, address)
+}
+
+func (v Via) local() netip.AddrPort {
+	if !v.Source.IsValid() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(v.Source, 0)
+}
+
+// at is target, with what a config says in place of parts of it.
+func at(target netip.AddrPort, address netip.Addr, port uint16) netip.AddrPort {
+	if address.IsValid() {
+		target = netip.AddrPortFrom(address, target.Port())
+	}
+	if port != 0 {
+		target = netip.AddrPortFrom(target.Addr(), port)
+	}
+	return target
+}
+
+// bind makes c end with ctx's deadline, and at once when ctx is cancelled. The
+// returned function undoes the second.
+func bind(ctx context.Context, c net.Conn) (release func() bool) {
+	if deadline, ok := ctx.Deadline(); ok {
+		c.SetDeadline(deadline) //nolint:errcheck // an error shows up at the next read
+	}
+	return context.AfterFunc(ctx, func() {
+		c.SetDeadline(time.Unix(1, 0)) //nolint:errcheck // an error shows up at the next read
+	})
+}
