@@ -327,6 +327,21 @@ func (e *Engine) Resume(ids ...string) {
 	e.begin(fresh)
 }
 
+// Announce asks for a report of the named checks' present states, though the
+// sink was told before: for one that knows or suspects that it was not heeded.
+// A check whose own results do not confirm its state yet is announced when they
+// do, if Config.Confirmations is set; IDs that are not known are ignored.
+func (e *Engine) Announce(ids ...string) {
+	e.mu.Lock()
+	defer e.release()
+	for _, id := range ids {
+		if r := e.checks[id]; r != nil && r.confirmed {
+			r.announce = true
+			e.enqueue(r)
+		}
+	}
+}
+
 // believe makes r's effective state what its own results say.
 func (e *Engine) believe(r *record, now time.Duration) {
 	from := r.effective
