@@ -1,11 +1,11 @@
 # A thin list of commands; each can be typed by hand.
-GO     ?= go
+GO ?= go
 
-.PHONY: test unit kernel race check fuzz bench generate
+.PHONY: test unit kernel whole-way page race check fuzz bench generate
 
-## test: everything that shows the library works: unit tests, then the kernel
-## suite in user-mode Linux
-test: unit kernel
+## test: everything that shows that the library works: unit tests, then the
+## kernel suite and the whole way, both in user-mode Linux
+test: unit kernel whole-way
 
 unit:
 	$(GO) test ./...
@@ -13,6 +13,14 @@ unit:
 ## kernel: the tests that need a real IPVS kernel, inside user-mode Linux
 kernel:
 	internal/uml/suite kernel
+
+## whole-way: from one HTTP request to packets through IPVS, inside it too
+whole-way:
+	internal/uml/suite whole-way
+
+## page: the web page, in Debian's Chromium
+page:
+	cd internal/page && $(GO) test ./...
 
 race:
 	$(GO) test -race ./...

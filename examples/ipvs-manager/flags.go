@@ -165,8 +165,8 @@ func flagSet(c *config) *pflag.FlagSet {
 	text := func(p *string, name, value, allowed, usage string, ok func(string) bool) {
 		fs.Var(newValue(value, "string", allowed, func(s string) bool { *p = s; return ok(s) }), name, usage)
 	}
-	list := func(p *[]string, name, value, typ, allowed, usage string, ok func(string) bool) {
-		fs.Var(newValue(value, typ, allowed, func(s string) bool {
+	list := func(p *[]string, name, value, allowed, usage string, ok func(string) bool) {
+		fs.Var(newValue(value, "list", allowed, func(s string) bool {
 			*p = splitList(s)
 			return (len(*p) > 0 || s == "") && !slices.ContainsFunc(*p, func(e string) bool { return !ok(e) })
 		}), name, usage)
@@ -185,11 +185,11 @@ func flagSet(c *config) *pflag.FlagSet {
 	}), "server_type", "server: store, HTTP, health checks, agents' port. agent: programs this host's kernel.\nsingleon: both in one process")
 	text(&c.nodeID, "raft_node_id", "raft", nodeNames, "name of this node, unique in the cluster", isNodeName)
 	text(&c.advertise, "adverties", "127.0.0.1:8110", "host:port that the other servers can dial", "address of this node's raft port, as announced to the others (also --advertise)", isDialable)
-	list(&c.cluster, "cluster", "", "list", "HTTP addresses host:port, comma separated", "HTTP addresses of all servers, the same list on each (default: this node alone)", isDialable)
-	list(&c.without, "form_without", "", "list", "HTTP addresses host:port, comma separated", "addresses of --cluster that are known to be absent: form the first cluster without them.\nNever name one that may hold data", isDialable)
+	list(&c.cluster, "cluster", "", "HTTP addresses host:port, comma separated", "HTTP addresses of all servers, the same list on each (default: this node alone)", isDialable)
+	list(&c.without, "form_without", "", "HTTP addresses host:port, comma separated", "addresses of --cluster that are known to be absent: form the first cluster without them.\nNever name one that may hold data", isDialable)
 	port(&c.serverPort, "server_port", 8010, "port of the HTTP API and the web page")
 	port(&c.grpcPort, "grpc_port", 8210, "port for agents")
-	list(&c.grpcAddress, "grpc_address", "127.0.0.1:8210", "list", "addresses host:port, comma separated", "servers that this agent talks to", isDialable)
+	list(&c.grpcAddress, "grpc_address", "127.0.0.1:8210", "addresses host:port, comma separated", "servers that this agent talks to", isDialable)
 	text(&c.volDir, "raft_vol_dir", "node_1_data", "a directory", "directory of the raft log and the database", isSet)
 	text(&c.dummyName, "dummy_name", "ipvs-manager", "an interface name: 1 to 15 characters without space, '/' or ':'", "name of the dummy interface that carries the VIPs", isInterface)
 	fs.Var(newValue("", "range", "FIRST-LAST, each 1 to 4294967295", func(s string) bool {
@@ -209,7 +209,7 @@ func flagSet(c *config) *pflag.FlagSet {
 	}), "agent_labels", "labels of this agent, as in zone=a,rack=7; services select agents by them")
 	text(&c.agentDir, "agent_dir", "", "a directory", "directory of the agent's journal (default: agent_data; singleon: agent, under --raft_vol_dir)", func(string) bool { return true })
 	text(&c.listen, "listen", "", "a host name or IP address", "host that all ports listen on; 0.0.0.0 or :: for every address, VIPs included\n(default: the host of --adverties)", func(s string) bool { return s == "" || isHost(s) })
-	list(&c.hostNames, "http_names", "", "list", "DNS names, comma separated", "further DNS names by which browsers reach the page; by IP address and by the announced\nname they always may", isHost)
+	list(&c.hostNames, "http_names", "", "DNS names, comma separated", "further DNS names by which browsers reach the page; by IP address and by the announced\nname they always may", isHost)
 	fs.BoolVar(&c.insecure, "insecure", false, "listen off loopback, in plain text and without any login: whoever reaches the ports\ncontrols the load balancer")
 	fs.Var(newValue("info", "level", "debug, info, warn, error", func(s string) bool {
 		level, err := zapcore.ParseLevel(s)

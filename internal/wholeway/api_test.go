@@ -27,45 +27,45 @@ var apiClient = &http.Client{
 	},
 }
 
-func (a api) do(method, path string, body, into any) (int, error) {
+func (a api) do(method, path string, body, into any) error {
 	var r io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		r = bytes.NewReader(b)
 	}
 	req, err := http.NewRequest(method, a.base+path, r)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := apiClient.Do(req)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return resp.StatusCode, err
+		return err
 	}
 	if resp.StatusCode >= 300 {
-		return resp.StatusCode, fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, b)
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, b)
 	}
 	if into != nil {
-		return resp.StatusCode, json.Unmarshal(b, into)
+		return json.Unmarshal(b, into)
 	}
-	return resp.StatusCode, nil
+	return nil
 }
 
 // put writes an object and returns the revision that it made.
 func (a api) put(t *testing.T, path string, body any) uint64 {
 	t.Helper()
 	var answer struct{ Revision uint64 }
-	if _, err := a.do(http.MethodPut, path, body, &answer); err != nil {
+	if err := a.do(http.MethodPut, path, body, &answer); err != nil {
 		t.Fatal(err)
 	}
 	if answer.Revision == 0 {
@@ -108,11 +108,11 @@ type agents struct {
 }
 
 // applied waits until the agent says that its kernel holds the revision.
-func (a api) applied(t *testing.T, revision uint64) time.Duration {
+func (a api) applied(t *testing.T, revision uint64) {
 	t.Helper()
-	return eventually(t, 30*time.Second, fmt.Sprintf("agent at revision %d", revision), func() (bool, string) {
+	eventually(t, 30*time.Second, fmt.Sprintf("agent at revision %d", revision), func() (bool, string) {
 		var as agents
-		if _, err := a.do(http.MethodGet, "/api/v1/agents", nil, &as); err != nil {
+		if err := a.do(http.MethodGet, "/api/v1/agents", nil, &as); err != nil {
 			return false, err.Error()
 		}
 		for _, g := range as.Agents {
@@ -132,7 +132,7 @@ func (a api) weight(t *testing.T, name, address string, want func(int) bool) tim
 	t.Helper()
 	return eventually(t, 30*time.Second, "effective weight of "+address, func() (bool, string) {
 		var s service
-		if _, err := a.do(http.MethodGet, "/api/v1/services/"+name, nil, &s); err != nil {
+		if err := a.do(http.MethodGet, "/api/v1/services/"+name, nil, &s); err != nil {
 			return false, err.Error()
 		}
 		for _, b := range s.Backends {

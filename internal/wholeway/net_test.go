@@ -59,7 +59,7 @@ func layout(t *testing.T) {
 	}
 	// The director routes between its networks, IPVS or not: the servers'
 	// checks cross it.
-	run(t, director, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	onDirector(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
 }
 
 func ip(t *testing.T, args string) {
@@ -70,12 +70,12 @@ func ip(t *testing.T, args string) {
 	}
 }
 
-// run runs a command in a namespace and returns what it printed.
-func run(t *testing.T, ns string, args ...string) string {
+// onDirector runs a command on the director and returns what it printed.
+func onDirector(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("ip", append([]string{"netns", "exec", ns}, args...)...).CombinedOutput()
+	out, err := exec.Command("ip", append([]string{"netns", "exec", director}, args...)...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("in %s: %s: %v\n%s", ns, strings.Join(args, " "), err, out)
+		t.Fatalf("on the director: %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
 }

@@ -74,17 +74,17 @@ func newStage(t *testing.T, manager string) *stage {
 		s.backends[ns] = startBackend(t, ns)
 	}
 	// Someone else's services, one of them on an address of the front interface.
-	run(t, director, "ipvsadm", "-A", "-t", "203.0.113.5:99", "-s", "sh")
-	run(t, director, "ipvsadm", "-a", "-t", "203.0.113.5:99", "-r", "10.1.0.3:99", "-g", "-w", "7")
-	run(t, director, "ipvsadm", "-A", "-u", "198.18.0.1:53", "-s", "rr")
-	run(t, director, "ipvsadm", "-A", "-f", "4242", "-s", "wlc")
+	onDirector(t, "ipvsadm", "-A", "-t", "203.0.113.5:99", "-s", "sh")
+	onDirector(t, "ipvsadm", "-a", "-t", "203.0.113.5:99", "-r", "10.1.0.3:99", "-g", "-w", "7")
+	onDirector(t, "ipvsadm", "-A", "-u", "198.18.0.1:53", "-s", "rr")
+	onDirector(t, "ipvsadm", "-A", "-f", "4242", "-s", "wlc")
 	s.foreign = foreignServices(t)
 	return s
 }
 
 func foreignServices(t *testing.T) string {
 	t.Helper()
-	out := run(t, director, "ipvsadm", "-Sn")
+	out := onDirector(t, "ipvsadm", "-Sn")
 	return lines(out, "203.0.113.5:99") + lines(out, "198.18.0.1:53") + lines(out, "-f 4242")
 }
 
@@ -107,7 +107,7 @@ func (s *stage) cluster(t *testing.T) (leader, follower int) {
 				continue
 			}
 			var c cluster
-			if _, err := s.apis[i].do(http.MethodGet, "/api/v1/cluster", nil, &c); err != nil {
+			if err := s.apis[i].do(http.MethodGet, "/api/v1/cluster", nil, &c); err != nil {
 				return false, err.Error()
 			}
 			said += fmt.Sprintf("%s: cluster %s, leader %q, %d members; ", p.ns, c.ClusterID, c.Leader, len(c.Members))
@@ -135,12 +135,12 @@ func formOneCluster(t *testing.T, s *stage) {
 	s.cluster(t)
 	for _, a := range s.apis {
 		eventually(t, 30*time.Second, a.base+"/readyz", func() (bool, string) {
-			_, err := a.do(http.MethodGet, "/readyz", nil, nil)
+			err := a.do(http.MethodGet, "/readyz", nil, nil)
 			return err == nil, fmt.Sprint(err)
 		})
 	}
 	var c cluster
-	if _, err := s.apis[0].do(http.MethodGet, "/api/v1/cluster", nil, &c); err != nil {
+	if err := s.apis[0].do(http.MethodGet, "/api/v1/cluster", nil, &c); err != nil {
 		t.Fatal(err)
 	}
 	if len(c.Members) != 3 {
@@ -149,7 +149,7 @@ func formOneCluster(t *testing.T, s *stage) {
 	t.Logf("figure: three servers formed cluster %s in %d ms", c.ClusterID, time.Since(start).Milliseconds())
 	eventually(t, 30*time.Second, "the agent is seen", func() (bool, string) {
 		var as agents
-		_, err := s.apis[0].do(http.MethodGet, "/api/v1/agents", nil, &as)
+		err := s.apis[0].do(http.MethodGet, "/api/v1/agents", nil, &as)
 		return err == nil && len(as.Agents) == 1 && as.Agents[0].Connected, fmt.Sprintf("%+v %v", as, err)
 	})
 }
@@ -199,7 +199,7 @@ func putToFollower(t *testing.T, s *stage) {
 			t.Errorf("%s answered %d of 120, want %d", name, got[name], want)
 		}
 	}
-	if _, err := a.do(http.MethodDelete, "/api/v1/services/plain", nil, nil); err != nil {
+	if err := a.do(http.MethodDelete, "/api/v1/services/plain", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -238,7 +238,7 @@ func backendDies(t *testing.T, s *stage) {
 func kernelWeight(t *testing.T, destination, weight string) {
 	t.Helper()
 	eventually(t, 15*time.Second, "weight "+weight+" of "+destination+" in the kernel", func() (bool, string) {
-		said := lines(lines(run(t, director, "ipvsadm", "-Sn"), vip+":80 "), destination)
+		said := lines(lines(onDirector(t, "ipvsadm", "-Sn"), vip+":80 "), destination)
 		return strings.Contains(said, "-w "+weight+"\n"), said
 	})
 }
@@ -254,7 +254,7 @@ func leaderDies(t *testing.T, s *stage) {
 	var revision uint64
 	down := eventually(t, 30*time.Second, "writes work again", func() (bool, string) {
 		var answer struct{ Revision uint64 }
-		_, err := a.do(http.MethodPut, "/api/v1/services/web", changed, &answer)
+		err := a.do(http.MethodPut, "/api/v1/services/web", changed, &answer)
 		revision = answer.Revision
 		return err == nil, fmt.Sprint(err)
 	})
@@ -296,9 +296,9 @@ func allServersDie(t *testing.T, s *stage) {
 	// no server is there. All comes back from the agent's cache.
 	s.agent.signal(syscall.SIGKILL)
 	for _, port := range []string{"80", "82", "7000"} {
-		run(t, director, "ipvsadm", "-D", "-t", vip+":"+port)
+		onDirector(t, "ipvsadm", "-D", "-t", vip+":"+port)
 	}
-	run(t, director, "ip", "link", "del", "ipvs-manager")
+	onDirector(t, "ip", "link", "del", "ipvs-manager")
 	if _, err := request(webURL); err == nil {
 		t.Fatal("requests are served though the director was wiped")
 	}
@@ -327,7 +327,7 @@ func changesLoseNothing(t *testing.T, s *stage) {
 		change(e)
 		a.applied(t, a.put(t, "/api/v1/services/echo", e))
 	}
-	out := run(t, director, "ipvsadm", "-Sn")
+	out := onDirector(t, "ipvsadm", "-Sn")
 	for _, want := range []string{"-A -t " + echo + " -s sh", "-r 10.1.0.1:7000 -m -w 7", "-r 10.1.0.2:7000 -m", "-r 10.1.0.3:7000 -m -w 1"} {
 		if !strings.Contains(lines(out, echo), want) {
 			t.Errorf("the kernel lacks %q:\n%s", want, lines(out, echo))
@@ -336,15 +336,15 @@ func changesLoseNothing(t *testing.T, s *stage) {
 	l.end(t, "weight, scheduler and backend changed")
 
 	var answer struct{ Revision uint64 }
-	if _, err := a.do(http.MethodDelete, "/api/v1/services/web", nil, &answer); err != nil {
+	if err := a.do(http.MethodDelete, "/api/v1/services/web", nil, &answer); err != nil {
 		t.Fatal(err)
 	}
 	a.applied(t, answer.Revision)
 	eventually(t, 10*time.Second, "the removed service's rules are gone", func() (bool, string) {
-		left := lines(run(t, director, "ipvsadm", "-Sn"), vip+":80 ")
+		left := lines(onDirector(t, "ipvsadm", "-Sn"), vip+":80 ")
 		return left == "", left
 	})
-	if addrs := run(t, director, "ip", "-o", "addr", "show", "dev", "ipvs-manager"); !strings.Contains(addrs, vip+"/32") {
+	if addrs := onDirector(t, "ip", "-o", "addr", "show", "dev", "ipvs-manager"); !strings.Contains(addrs, vip+"/32") {
 		t.Errorf("interface and VIP should stay when a service is removed, but there is only:\n%s", addrs)
 	}
 }
