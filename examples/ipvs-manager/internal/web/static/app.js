@@ -5,7 +5,8 @@
 import { edit } from "./editor.js";
 import { el, fill, pill, since, table } from "./dom.js";
 
-const pollEvery = 2000;
+const pollEvery = 2000; // milliseconds
+const pollSoon = 250; // after a change
 const lostAfter = 2; // polls that failed in a row
 
 const services = new Map(); // by name, as the API has them
@@ -26,6 +27,7 @@ function follow() {
     revision = update.revision;
     showServices();
     showSummary();
+    pollAfterChange();
   };
   source.addEventListener("snapshot", take);
   source.addEventListener("change", take);
@@ -40,8 +42,12 @@ function follow() {
 
 let failed = 0;
 let heard = Date.now();
+let timer = null; // of the next poll; null while one is under way
+let soon = false; // a change asked for it
 
 async function poll() {
+  timer = null;
+  soon = false;
   try {
     [cluster, agents] = await Promise.all([get("api/v1/cluster"), get("api/v1/agents")]);
     serversBehind = agents.unanswered ?? [];
@@ -55,7 +61,16 @@ async function poll() {
   showLink();
   showBanners();
   showSummary();
-  setTimeout(poll, document.hidden ? pollEvery * 5 : pollEvery);
+  timer = setTimeout(poll, soon ? pollSoon : document.hidden ? pollEvery * 5 : pollEvery);
+}
+
+// A change reaches the agents within milliseconds: this shows that it has.
+function pollAfterChange() {
+  if (soon) return; // a stream of changes must not put it off
+  soon = true;
+  if (timer === null) return;
+  clearTimeout(timer);
+  timer = setTimeout(poll, pollSoon);
 }
 
 async function get(path) {
@@ -280,7 +295,7 @@ function showAgents() {
       [a.name, el("small", {}, [a.address, labels].filter(Boolean).join(" · "))],
       [pill(kind, text), faults.length > 0 && el("ul", { class: "faults" }, ...faults)],
       [el("span", { class: "num" }, `${a.applied_revision} of ${a.sent_revision}`), applied.draining > 0 && el("small", {}, `${applied.draining} draining`)],
-      a.applied_revision || applied.revision ? (applied.simulated ? pill("warn", "simulated") : "real") : el("span", { class: "dim" }, "–"),
+      applied.converged || applied.revision ? (applied.simulated ? pill("warn", "simulated") : "real") : el("span", { class: "dim" }, "–"),
       [ago(a.last_heard, agents.at), el("small", {}, `by ${a.server}`)],
     ];
   });
