@@ -68,6 +68,28 @@ func singleon(t *testing.T) *manager {
 	return m
 }
 
+// cluster makes the servers of one list, which are not started yet, and an
+// agent of them.
+func cluster(t *testing.T, n int) (servers []*manager, agent *manager) {
+	t.Helper()
+	p := ports(t, 3*n)
+	var http, grpc []string
+	for i := range n {
+		http = append(http, fmt.Sprintf("127.0.0.1:%d", p[3*i]))
+		grpc = append(grpc, fmt.Sprintf("127.0.0.1:%d", p[3*i+1]))
+	}
+	for i := range n {
+		name := fmt.Sprintf("node%d", i)
+		servers = append(servers, newManager(t, name, p[3*i],
+			"--raft_node_id", name, "--raft_vol_dir", filepath.Join(t.TempDir(), name), "--cluster", strings.Join(http, ","),
+			"--server_port", fmt.Sprint(p[3*i]), "--grpc_port", fmt.Sprint(p[3*i+1]), "--adverties", fmt.Sprintf("127.0.0.1:%d", p[3*i+2]),
+			"--log_level", "warn"))
+	}
+	agent = newManager(t, "director1", 0, "--server_type", "agent", "--dataplane", "fake", "--agent_name", "director1",
+		"--agent_dir", filepath.Join(t.TempDir(), "agent"), "--grpc_address", strings.Join(grpc, ","), "--log_level", "warn")
+	return servers, agent
+}
+
 func newManager(t *testing.T, name string, httpPort int, args ...string) *manager {
 	m := &manager{t: t, args: args, url: fmt.Sprintf("http://127.0.0.1:%d", httpPort), log: filepath.Join(t.TempDir(), name+".log")}
 	t.Cleanup(func() {

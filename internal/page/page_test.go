@@ -2,6 +2,7 @@ package page
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,7 +92,7 @@ func TestServices(t *testing.T) {
 		"backends": []object{{"address": "10.1.1.1", "health_check": a.tcp()}},
 	})
 	p.row("Backends of dns", 1, "[2001:db8:1::2]:53", "in service", "100", "no check")
-	p.row("Backends of mail", 0, "10.1.1.1", "not yet up…", "0 of 100", "*")
+	p.row("Backends of mail", 0, "10.1.1.1", "unhealthy | …", "0 of 100", "*")
 	p.shots("services")
 
 	a.up()
@@ -104,7 +105,7 @@ func TestServices(t *testing.T) {
 		return strings.Join(names, " "), len(names) == 1 && names[0] == "dns"
 	})
 	p.write("#filter", "nothing like it")
-	p.sees("#service-list", "None of 3 services")
+	p.sees("#service-list", "No service has")
 	p.write("#filter", "")
 
 	m.delete("web")
@@ -227,4 +228,54 @@ func TestServerLost(t *testing.T) {
 	m.put("web", object{"vip": "192.0.2.10", "port": 80, "backends": []object{{"address": "10.1.0.1", "port": 8080, "weight": 5}}})
 	p.row("Backends of web", 0, "10.1.0.1:8080", "in service", "5", "no check")
 	p.row("Agents", 0, "director0 | 127.0.0.1…", "converged", "*", "simulated", "*")
+}
+
+// TestCluster: a cluster that waits for a founder says for whom, and a server
+// that dies is shown as silent.
+func TestCluster(t *testing.T) {
+	servers, agent := cluster(t, 3)
+	servers[0].start()
+	servers[1].start()
+	eventually(t, "the first server answers", func() (string, bool) {
+		resp, err := http.Get(servers[0].url + "/healthz")
+		if err != nil {
+			return err.Error(), false
+		}
+		defer resp.Body.Close()
+		return resp.Status, resp.StatusCode == http.StatusOK
+	})
+	p := open(t, servers[0])
+	p.expect("status of 503") // the watch, while there is nothing to watch
+	missing := strings.TrimPrefix(servers[2].url, "http://")
+	p.sees("#banners", "The cluster is being formed.", missing)
+	p.sees("#server-list", "in no cluster yet")
+	p.sees("#agent-list", "No agent is known", "--server_type agent")
+	p.sees("#totals", "not formed yet")
+	p.shots("forming")
+
+	servers[2].start()
+	agent.start()
+	p.sees("#link", "live")
+	p.sees("#totals", "3 / 3")
+	p.row("Agents", 0, "director1 | 127.0.0.1…", "converged", "*", "simulated", "*")
+	p.sees("#banners", "Some agents are simulated.")
+	servers[0].ready()
+	servers[0].put("web", object{"vip": "192.0.2.10", "port": 80, "backends": []object{{"address": "10.1.0.1", "port": 8080}}})
+	p.row("Backends of web", 0, "10.1.0.1:8080", "in service", "100", "no check")
+
+	dies := 1
+	for i, row := range p.table("Servers") {
+		if row[1] == "leader" && i > 0 {
+			dies = i
+		}
+	}
+	servers[dies].kill()
+	p.sees("#totals", "2 / 3", "1 silent")
+	p.row("Servers", dies, fmt.Sprintf("node%d…", dies), "follower, silent", "*", "*")
+	p.sees("#link", "live")
+	p.row("Agents", 0, "director1 | 127.0.0.1…", "converged", "*", "simulated", "*")
+	p.shots("silent")
+
+	servers[0].delete("web")
+	p.sees("#service-list", "There are no services yet")
 }
