@@ -52,7 +52,8 @@ const maxMessage = 512
 // replicator's; see NotApplied.
 func (st *Store) PutService(ctx context.Context, s Service, o WriteOptions) (WriteResult, error) {
 	if s.Revision != 0 && o.IfRevision == nil {
-		o.IfRevision = &s.Revision
+		revision := s.Revision // s.Revision itself is cleared below
+		o.IfRevision = &revision
 	}
 	s = s.WithDefaults()
 	if err := s.Validate(); err != nil {

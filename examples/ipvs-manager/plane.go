@@ -49,7 +49,7 @@ func openPlane(cfg config, log *zap.Logger, available func() error, open func() 
 		if used {
 			log.Warn("--dataplane fake on a directory that has programmed a real kernel: what is in the kernel stays there, unattended")
 		}
-		return plane{fakekernel.New(), "It was started with --dataplane fake: services are kept in memory alone, and no packet is forwarded."}, nil
+		return plane{fakekernel.New(), "Started with --dataplane fake: services are kept in memory alone, and no packet is forwarded."}, nil
 	}
 	missing := available()
 	switch {

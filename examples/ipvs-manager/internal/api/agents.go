@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -92,6 +94,10 @@ func (a *API) ask(ctx context.Context, address, path string, into any) error {
 	}
 	resp, err := a.cfg.Client.Do(req)
 	if err != nil {
+		var at *url.Error // says the URL, which the answer has no use for
+		if errors.As(err, &at) {
+			return at.Err
+		}
 		return err
 	}
 	defer resp.Body.Close()

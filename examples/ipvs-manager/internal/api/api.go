@@ -14,11 +14,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/ipvskit/ipvskit/lbstate"
+	"github.com/ipvskit/ipvskit/raftstore"
 	"github.com/ipvskit/ipvskit/transport/agent"
 )
 
@@ -140,12 +142,20 @@ func (a *API) unavailable(err error, write bool) *problem {
 		p.Detail = "whether the change was made is not known; look before trying again: " + why
 	case errors.Is(err, context.DeadlineExceeded):
 		p.Detail = fmt.Sprintf("no quorum answered within %v; ?stale=true shows what this server has: %s", a.cfg.Timeout, why)
-	case lbstate.NotApplied(err):
+	case unready(err):
 		p.Detail = "?stale=true shows what this server has: " + why
 	default:
 		return &problem{Status: http.StatusInternalServerError, Detail: why}
 	}
 	return p
+}
+
+// unready says whether err is of a node that cannot serve now, or of a caller
+// that is gone, rather than a fault of this program.
+func unready(err error) bool {
+	return lbstate.NotApplied(err) || slices.ContainsFunc([]error{
+		raftstore.ErrNoLeader, raftstore.ErrNotLeader, raftstore.ErrStopped, raftstore.ErrOverloaded, context.Canceled,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 func invalid(faults ...lbstate.Fault) *problem {

@@ -5,7 +5,8 @@
 import { edit } from "./editor.js";
 import { el, fill, pill, since, table } from "./dom.js";
 
-const pollEvery = 2000;
+const pollEvery = 2000; // milliseconds
+const pollSoon = 250; // after a change
 const lostAfter = 2; // polls that failed in a row
 
 const services = new Map(); // by name, as the API has them
@@ -26,6 +27,7 @@ function follow() {
     revision = update.revision;
     showServices();
     showSummary();
+    pollAfterChange();
   };
   source.addEventListener("snapshot", take);
   source.addEventListener("change", take);
@@ -40,8 +42,12 @@ function follow() {
 
 let failed = 0;
 let heard = Date.now();
+let timer = null; // of the next poll; null while one is under way
+let soon = false; // a change asked for it
 
 async function poll() {
+  timer = null;
+  soon = false;
   try {
     [cluster, agents] = await Promise.all([get("api/v1/cluster"), get("api/v1/agents")]);
     serversBehind = agents.unanswered ?? [];
@@ -55,7 +61,16 @@ async function poll() {
   showLink();
   showBanners();
   showSummary();
-  setTimeout(poll, document.hidden ? pollEvery * 5 : pollEvery);
+  timer = setTimeout(poll, soon ? pollSoon : document.hidden ? pollEvery * 5 : pollEvery);
+}
+
+// A change reaches the agents within milliseconds: this shows that it has.
+function pollAfterChange() {
+  if (soon) return; // a stream of changes must not put it off
+  soon = true;
+  if (timer === null) return;
+  clearTimeout(timer);
+  timer = setTimeout(poll, pollSoon);
 }
 
 async function get(path) {
@@ -131,8 +146,8 @@ function showSummary() {
   const tiles = [
     ["Services", services.size, `revision ${revision}`],
     ["Backends in service", `${serving} / ${backends}`, down ? `${down} down` : "none down", down > 0],
-    ["Agents converged", `${converged} / ${here.length}`, list.length > here.length ? `${list.length - here.length} gone` : "of those connected", list.length > here.length],
-    ["Servers", members.length, members.length === 0 ? "not formed yet" : cluster.leader ? `${heardOf} heard of` : "no leader", cluster && !cluster.leader],
+    ["Agents converged", `${converged} / ${here.length}`, list.length > here.length ? `${list.length - here.length} gone` : here.length > 0 ? "of those connected" : "none connected", list.length > here.length],
+    ["Servers reachable", `${heardOf} / ${members.length}`, ...serversNote(members.length, heardOf)],
   ];
   fill($("totals"), tiles.map(([name, number, note, alert]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, String(number), el("small", { class: alert ? "alert" : "" }, note)))));
@@ -140,6 +155,12 @@ function showSummary() {
   $("node").textContent = `server ${cluster.server.name}`;
   $("cluster").textContent = cluster.cluster_id ? `cluster ${cluster.cluster_id}` : "";
   $("revision").textContent = cluster.leader ? `leader ${cluster.leader}, term ${cluster.term}` : "";
+}
+
+function serversNote(all, heardOf) {
+  if (all === 0) return ["not formed yet", false];
+  if (!cluster.leader) return ["no leader", true];
+  return heardOf < all ? [`${all - heardOf} silent`, true] : [`leader ${cluster.leader}`, false];
 }
 
 const cards = new Map(); // name -> {json, node}: a card is made anew only when its service changed
@@ -167,7 +188,7 @@ function showServices() {
   "backends": [{"address": "10.1.0.1", "port": 8080}, {"address": "10.1.0.2", "port": 8080}]
 }'`)));
   } else if (shown.length === 0) {
-    shown.push(el("p", { class: "empty" }, `None of ${names.length} services has “${wanted}” in it.`));
+    shown.push(el("p", { class: "empty" }, `No service has “${wanted}” in it.`));
   }
   fill(list, shown);
 }
@@ -191,7 +212,7 @@ function serviceCard(s) {
       pill(kind, text),
       el("button", { type: "button", "aria-label": `Edit ${s.name}`, onclick: () => edit(s) }, "Edit")),
     el("ul", { class: "chips" }, ...chips.map(([k, v]) => el("li", {}, `${k} `, el("b", {}, v)))),
-    s.backends.length > 0 && table(`Backends of ${s.name}`, ["Backend", "State", "Weight", "Since"], backendRows(s)));
+    s.backends.length > 0 && table("backends", `Backends of ${s.name}`, ["Backend", "State", "Weight", "Since"], backendRows(s)));
 }
 
 function backendRows(s) {
@@ -204,10 +225,16 @@ function backendRows(s) {
       [pill(kind, text), b.health?.message && b.health.state !== "up" && el("small", {}, b.health.message)],
       el("span", { class: "weight num" }, track(b.effective_weight / most), el("span", {},
         String(b.effective_weight), b.effective_weight !== configured && el("span", { class: "dim" }, ` of ${configured}`))),
-      b.health?.since ? el("time", { datetime: new Date(b.health.since).toISOString(), title: new Date(b.health.since).toLocaleString() },
-        new Date(b.health.since).toLocaleTimeString()) : el("span", { class: "dim" }, b.health ? "–" : "no check"),
+      b.health?.since ? moment(new Date(b.health.since)) : el("span", { class: "dim" }, b.health ? "–" : "no check"),
     ];
   });
+}
+
+// moment shows a time of today as such, and an older one with its date.
+function moment(at) {
+  const today = at.toDateString() === new Date().toDateString();
+  return el("time", { datetime: at.toISOString(), title: at.toLocaleString(), class: "num" },
+    today ? at.toLocaleTimeString() : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
 }
 
 function backendState(b) {
@@ -280,17 +307,17 @@ function showAgents() {
       [a.name, el("small", {}, [a.address, labels].filter(Boolean).join(" · "))],
       [pill(kind, text), faults.length > 0 && el("ul", { class: "faults" }, ...faults)],
       [el("span", { class: "num" }, `${a.applied_revision} of ${a.sent_revision}`), applied.draining > 0 && el("small", {}, `${applied.draining} draining`)],
-      a.applied_revision || applied.revision ? (applied.simulated ? pill("warn", "simulated") : "real") : el("span", { class: "dim" }, "–"),
+      applied.converged || applied.revision ? (applied.simulated ? pill("warn", "simulated") : "real") : el("span", { class: "dim" }, "–"),
       [ago(a.last_heard, agents.at), el("small", {}, `by ${a.server}`)],
     ];
   });
-  fill($("agent-list"), [...notes, el("div", { class: "panel" }, table("Agents", ["Agent", "State", "Revision applied", "Kernel", "Last heard"], rows))]);
+  fill($("agent-list"), [...notes, el("div", { class: "panel" }, table("agents", "Agents", ["Agent", "State", "Revision applied", "Kernel", "Last heard"], rows))]);
 }
 
 function showServers() {
   const members = cluster.members;
   if (members.length === 0) {
-    fill($("server-list"), [el("p", { class: "empty" }, cluster.formation || "This server is not in a cluster yet.")]);
+    fill($("server-list"), [el("p", { class: "empty" }, "This server is in no cluster yet.")]);
     return;
   }
   const leader = members.find((m) => m.role === "leader");
@@ -306,7 +333,7 @@ function showServers() {
       m.role === "leader" ? el("span", { class: "dim" }, "leads") : p?.last_heard ? ago(p.last_heard, cluster.at) : el("span", { class: "dim" }, "–"),
     ];
   });
-  fill($("server-list"), [el("div", { class: "panel" }, table("Servers", ["Server", "Role", "Log position", "Last heard"], rows))]);
+  fill($("server-list"), [el("div", { class: "panel" }, table("servers", "Servers", ["Server", "Role", "Log position", "Last heard"], rows))]);
 }
 
 // ago compares two times of the same server's clock.

@@ -25,8 +25,8 @@ export function pill(kind, text) {
 
 // table's rows are lists of cells; the first names its row. On a narrow screen
 // a row becomes a block, and each cell shows its column's name.
-export function table(caption, columns, rows) {
-  return el("table", {},
+export function table(kind, caption, columns, rows) {
+  return el("table", { class: kind },
     el("caption", { class: "hidden" }, caption),
     el("thead", {}, el("tr", {}, ...columns.map((c) => el("th", { scope: "col" }, c)))),
     el("tbody", {}, ...rows.map((cells) => el("tr", {}, ...cells.map((cell, i) => {

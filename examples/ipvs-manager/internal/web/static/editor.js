@@ -58,7 +58,7 @@ function show(lines, faults = []) {
   $("editor-faults").replaceChildren(
     ...lines.map((l) => el("div", {}, l)),
     ...(faults.length ? [el("ul", {}, ...faults.map((f) => el("li", {}, el("code", {}, f.path || "."), " ",
-      el("span", {}, [f.reason, f.found && `found ${f.found}`, f.allowed && `allowed: ${f.allowed}`].filter(Boolean).join("; ")))))] : []));
+      el("span", {}, [f.reason, f.found && !f.reason.includes(f.found) && `found ${f.found}`, f.allowed && `allowed: ${f.allowed}`].filter(Boolean).join("; ")))))] : []));
 }
 
 $("editor-form").addEventListener("submit", (event) => {
