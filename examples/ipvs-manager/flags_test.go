@@ -19,7 +19,7 @@ func TestFlagsDefaults(t *testing.T) {
 		role: roleServer, nodeID: "raft", advertise: "127.0.0.1:8110", listen: "127.0.0.1",
 		cluster: []string{"127.0.0.1:8010"}, serverPort: 8010, grpcPort: 8210,
 		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", dummyName: "ipvs-manager",
-		plane: planeAuto, agentName: "here", agentLabels: map[string]string{}, agentDir: "agent_data",
+		plane: planeAuto, agentName: "here", agentNamed: true, agentLabels: map[string]string{}, agentDir: "agent_data",
 		logLevel: zapcore.InfoLevel,
 	}
 	if diff := cmp.Diff(want, c, cmp.AllowUnexported(config{})); diff != "" {
@@ -84,6 +84,11 @@ func TestBadFlagsAreNamed(t *testing.T) {
 		{"--grpc_port 8010", []string{"--grpc_port", "--server_port", "8010"}},
 		{"--adverties 127.0.0.1:8010", []string{"--adverties", "--server_port"}},
 		{"--listen a/b", []string{"--listen", `"a/b"`}},
+		{"--key_file k --insecure", []string{"--insecure", "leave it away"}},
+		{"--key_file k --tls_cert c", []string{"--key_file", "--tls_cert", "give one"}},
+		{"--tls_cert c --tls_ca a", []string{"--tls_key", "together"}},
+		{"--key_file k --http_cert c", []string{"--http_key", "together"}},
+		{"--revoked_file r", []string{"--revoked_file", "--key_file"}},
 		{"--nope", []string{"--nope", "--help"}},
 		{"--server_port", []string{"--server_port", "--help"}},
 		{"agent", []string{`"agent"`, "--help"}},
@@ -102,8 +107,9 @@ func TestBadFlagsAreNamed(t *testing.T) {
 	}
 }
 
-// INV-40: off loopback nothing listens unless --insecure is given.
-func TestExposureNeedsInsecure(t *testing.T) {
+// INV-40: off loopback nothing listens without certificates, unless --insecure is
+// given; the two commands that make and use a key are said.
+func TestExposureNeedsAKey(t *testing.T) {
 	for _, test := range []struct {
 		args    string
 		refused string // the flag; empty: accepted
@@ -135,7 +141,12 @@ func TestExposureNeedsInsecure(t *testing.T) {
 			if err == nil {
 				return
 			}
-			for _, part := range []string{"--" + test.refused, "ipvs-manager " + test.args + " --insecure"} {
+			keygen, use := "ipvs-manager keygen --key_file cluster.key", "--key_file cluster.key"
+			if c.role == roleAgent {
+				keygen = "ipvs-manager agent-cert --key_file cluster.key --name " + c.agentName
+				use = "--key_file " + c.agentName + ".key"
+			}
+			for _, part := range []string{"--" + test.refused, keygen, "ipvs-manager " + test.args + " " + use + "\n", "ipvs-manager " + test.args + " --insecure"} {
 				if !strings.Contains(err.Error(), part) {
 					t.Errorf("%q does not say %s", err, part)
 				}
@@ -143,6 +154,10 @@ func TestExposureNeedsInsecure(t *testing.T) {
 			c.insecure = true
 			if err := checkExposure(c, args); err != nil {
 				t.Errorf("with --insecure: %v", err)
+			}
+			c.insecure, c.keyFile = false, "cluster.key"
+			if err := checkExposure(c, args); err != nil {
+				t.Errorf("with --key_file: %v", err)
 			}
 		})
 	}

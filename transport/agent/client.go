@@ -29,6 +29,7 @@ func (c ClientConfig) withDefaults() ClientConfig {
 	setDefault(&c.ConnectTimeout, 5*time.Second)
 	setDefault(&c.MinBackoff, 200*time.Millisecond)
 	setDefault(&c.MaxBackoff, 5*time.Second)
+	setDefault(&c.RenewSpread, 30*time.Second)
 	setDefault(&c.MaxUpdate, 256<<20)
 	return c
 }
@@ -298,14 +299,14 @@ func (c *Client) follow(ctx context.Context, server string) (served bool, err er
 	defer watchdog.Stop()
 	stream, err := agentpb.NewAgentsClient(conn).Stream(ctx)
 	if err != nil {
-		return false, cause(ctx, err)
+		return false, explained(cause(ctx, err))
 	}
-	s := &session{client: c, stream: stream, server: server, acks: make(chan *agentpb.Ack, 64), alive: watchdog, silence: c.cfg.ConnectTimeout}
+	s := &session{client: c, stream: stream, server: server, acks: make(chan *agentpb.Ack, 64), requests: make(chan []byte, 1), alive: watchdog, silence: c.cfg.ConnectTimeout}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil) // before waiting for the sender
 	if err := s.greet(ctx); err != nil {
-		return false, cause(ctx, err)
+		return false, explained(cause(ctx, err))
 	}
 	wg.Go(func() { s.sendLoop(ctx) })
 	return true, cause(ctx, s.receive())

@@ -39,8 +39,14 @@ type ServerConfig struct {
 	// ready while Cluster is not 0.
 	Ready func(context.Context) error
 
+	// Authenticator, where given, proves the agents' names and labels by their
+	// certificates; without it they are what they say. The gRPC server needs
+	// TLS that asks for certificates: see ServerCredentials.
+	Authenticator Authenticator
+
 	// LabelsFor gives the labels that select the agent's services, and an
-	// error refuses the agent. Default: those that it claims in its hello.
+	// error refuses the agent. Hello has those that the Authenticator has
+	// proved, or without one those that the agent claims; they are the default.
 	LabelsFor func(context.Context, Hello) (map[string]string, error)
 
 	HeartbeatInterval time.Duration // default 2s
@@ -53,8 +59,8 @@ type ServerConfig struct {
 	Logger            *zap.Logger   // nil is silent
 }
 
-// Hello is what an agent says of itself. Only its name may be proved by a
-// credential; everything else is information.
+// Hello is what an agent says of itself. An Authenticator proves its name and
+// labels; everything else is information.
 type Hello struct {
 	Name     string
 	Address  string // of the other end of the connection

@@ -23,6 +23,9 @@ type session struct {
 	beat    time.Duration
 	cluster uint64
 	parts   assembler
+
+	requests chan []byte // for a new credential, on their way to sendLoop
+	renewal  renewal
 }
 
 // greet says hello and takes the welcome.
@@ -78,6 +81,8 @@ func (s *session) sendLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case request := <-s.requests:
+			m = &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Renew{Renew: &agentpb.Renew{Request: request}}}
 		case ack := <-s.acks:
 			m = &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: ack}}
 		}
@@ -108,6 +113,10 @@ func (s *session) receive() error {
 					return err
 				}
 			}
+		case m.GetHeartbeat() != nil:
+			s.renewIfDue(m.GetHeartbeat().GetTrust())
+		case m.GetCredential() != nil:
+			s.renewed(m.GetCredential())
 		case m.GetBye() != nil:
 			return fmt.Errorf("the server ends the stream: %s", m.GetBye().GetReason())
 		}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync"
@@ -11,7 +12,6 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -36,14 +36,17 @@ func (f *farewell) Error() string { return f.reason }
 // stream is one agent's stream on the server.
 type stream struct {
 	server *Server
-	hello  Hello // set before begun
-	begun  bool  // guarded by the server's mu
+	hello  Hello                // set before begun
+	tls    *tls.ConnectionState // the same; nil without an Authenticator
+	begun  bool                 // guarded by the server's mu
 	cancel context.CancelCauseFunc
 	heard  atomic.Int64 // Unix nanoseconds of the last message
 	flow   chan *agentpb.Ack
 
 	sendMu sync.Mutex // one sender at a time
 	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
+
+	renewed time.Time // when a credential was last asked for; of receive
 
 	// What the agent holds when it has accepted everything sent.
 	versions map[string]uint64
@@ -113,8 +116,8 @@ func (st *stream) serve(ctx context.Context) error {
 		return &farewell{agentpb.Bye_NOT_READY, err.Error()}
 	}
 	hello := Hello{Name: h.GetName(), Version: h.GetVersion(), Features: h.GetFeatures(), Labels: h.GetLabels(), Cluster: h.GetCluster(), Revision: h.GetRevision()}
-	if p, ok := peer.FromContext(ctx); ok {
-		hello.Address = p.Addr.String()
+	if st.tls, err = s.admit(ctx, &hello); err != nil {
+		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
 	labels, err := s.cfg.LabelsFor(ctx, hello)
 	if err != nil {
@@ -174,6 +177,11 @@ func (st *stream) receive(ctx context.Context) {
 		switch {
 		case m.GetHeartbeat() != nil:
 			st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.LastHeard = time.Now() })
+		case m.GetRenew() != nil:
+			if err := st.renew(m.GetRenew()); err != nil {
+				st.cancel(err)
+				return
+			}
 		case m.GetAck() != nil:
 			ack := m.GetAck()
 			st.server.known.acked(st.hello.Name, ack)
@@ -185,7 +193,7 @@ func (st *stream) receive(ctx context.Context) {
 				}
 			}
 		default:
-			st.end(agentpb.Bye_REFUSED, "neither an acknowledgement nor a heartbeat")
+			st.end(agentpb.Bye_REFUSED, "neither an acknowledgement nor a heartbeat nor a request")
 			return
 		}
 	}
@@ -208,6 +216,10 @@ func (st *stream) beat(ctx context.Context) {
 			st.end(agentpb.Bye_SLOW, fmt.Sprintf("nothing heard for %v", silent.Round(time.Millisecond)))
 			return
 		}
+		if err := st.proved(); err != nil {
+			st.end(agentpb.Bye_REFUSED, err.Error())
+			return
+		}
 		err := s.ready(ctx)
 		switch {
 		case err == nil:
@@ -216,7 +228,7 @@ func (st *stream) beat(ctx context.Context) {
 			st.end(agentpb.Bye_NOT_READY, err.Error())
 			return
 		}
-		if err := st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}}); err != nil {
+		if err := st.send(s.heartbeat()); err != nil {
 			st.cancel(err)
 			return
 		}
@@ -336,7 +348,11 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 	if err := s.ready(ctx); err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
-	labels, err := s.cfg.LabelsFor(ctx, Hello{Name: r.GetName(), Labels: r.GetLabels(), Cluster: r.GetCluster(), Revision: r.GetRevision()})
+	hello := Hello{Name: r.GetName(), Labels: r.GetLabels(), Cluster: r.GetCluster(), Revision: r.GetRevision()}
+	if _, err := s.admit(ctx, &hello); err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	labels, err := s.cfg.LabelsFor(ctx, hello)
 	if err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}

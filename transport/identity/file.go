@@ -266,10 +266,15 @@ func readSecret(path string) ([]byte, error) {
 	return readBounded(f, path)
 }
 
-func readBounded(r io.Reader, path string) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxFile+1))
+func readBounded(r io.Reader, path string) ([]byte, error) { return readAtMost(r, path, maxFile) }
+
+func readAtMost(r io.Reader, path string, most int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, most+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if int64(len(data)) > most {
+		return nil, fmt.Errorf("%s has more than %d bytes, which is as many as are read", path, most)
 	}
 	return data, nil
 }

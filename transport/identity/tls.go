@@ -69,8 +69,8 @@ func (s *Source) accept(cs tls.ConnectionState, roles []Role) error {
 
 // HTTPTLS serves browsers and other programs as well as servers, on one port.
 // Servers, which call with HTTPClient, show each other certificates. Browsers
-// are asked for one, and may come without; one that they show must be that of an
-// operator. web is the certificate that browsers see; nil is this Source's own.
+// are asked for one, and may come without; what an anonymous or an agent may do
+// is for the handler to say, which finds them by Peer. web is the certificate that browsers see; nil is this Source's own.
 func (s *Source) HTTPTLS(web *WebCertificate) *tls.Config {
 	protocols := []string{"h2", "http/1.1"}
 	servers := s.ServerTLS(RoleServer)
@@ -99,7 +99,7 @@ func (s *Source) HTTPTLS(web *WebCertificate) *tls.Config {
 					if len(cs.PeerCertificates) == 0 {
 						return nil
 					}
-					return s.accept(cs, []Role{RoleOperator, RoleServer})
+					return s.accept(cs, []Role{RoleOperator, RoleServer, RoleAgent})
 				},
 			}, nil
 		},

@@ -19,14 +19,9 @@ type watched[T any] struct {
 
 	mu     sync.Mutex // guards the fields below
 	value  T
-	loaded []fileState
+	loaded []os.FileInfo
 	looked time.Time
-	failed []fileState // of the last attempt that failed, which was logged
-}
-
-type fileState struct {
-	size     int64
-	modified time.Time
+	failed []os.FileInfo // of the last attempt that failed, which was logged
 }
 
 func watch[T any](files []string, load func() (T, error), log *zap.Logger) (*watched[T], error) {
@@ -39,24 +34,25 @@ func watch[T any](files []string, load func() (T, error), log *zap.Logger) (*wat
 	return w, err
 }
 
-func (w *watched[T]) states() ([]fileState, error) {
-	out := make([]fileState, len(w.files))
+func (w *watched[T]) states() ([]os.FileInfo, error) {
+	out := make([]os.FileInfo, len(w.files))
 	for i, name := range w.files {
 		info, err := os.Stat(name)
 		if err != nil {
 			return nil, err
 		}
-		out[i] = fileState{info.Size(), info.ModTime()}
+		out[i] = info
 	}
 	return out, nil
 }
 
-func same(a, b []fileState) bool {
+// same says whether nothing was written or put in place between a and b.
+func same(a, b []os.FileInfo) bool {
 	if len(a) != len(b) {
 		return false
 	}
 	for i := range a {
-		if a[i].size != b[i].size || !a[i].modified.Equal(b[i].modified) {
+		if !os.SameFile(a[i], b[i]) || a[i].Size() != b[i].Size() || !a[i].ModTime().Equal(b[i].ModTime()) {
 			return false
 		}
 	}
@@ -96,7 +92,7 @@ func (w *watched[T]) lookLocked() error {
 	}
 	if w.failed == nil || !same(now, w.failed) {
 		if now == nil {
-			now = []fileState{}
+			now = []os.FileInfo{}
 		}
 		w.failed = now
 		w.log.Error("certificates cannot be read anew; the older stay in use", zap.Strings("files", w.files), zap.Error(err))
