@@ -54,7 +54,7 @@ func (o *output) String() string {
 }
 
 // program runs the manager until the test ends.
-func program(t *testing.T, args ...string) *output {
+func program(t *testing.T, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	out := &output{}
@@ -69,7 +69,6 @@ func program(t *testing.T, args ...string) *output {
 			t.Logf("%v:\n%s", args, out)
 		}
 	})
-	return out
 }
 
 // caller is an HTTP client with a credential, or with none.
@@ -198,16 +197,24 @@ func TestClusterWithCertificates(t *testing.T) {
 		}
 	}
 
-	watch, err := alice.Get("https://" + cluster[1] + "/api/v1/watch")
-	if err != nil {
-		t.Fatal(err)
+	began, ended := make(chan int, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		watch, err := alice.Get("https://" + cluster[1] + "/api/v1/watch")
+		if err != nil {
+			began <- 0
+			return
+		}
+		defer watch.Body.Close()
+		began <- watch.StatusCode
+		_, _ = io.Copy(io.Discard, watch.Body) // until the server ends it
+	}()
+	if status := <-began; status != http.StatusOK {
+		t.Fatalf("watch: %d", status)
 	}
-	defer watch.Body.Close()
 	if err := os.WriteFile(file("revoked"), []byte("operator/alice left the company\nagent/lb1 sold\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
-	go func() { defer close(ended); _, _ = io.Copy(io.Discard, watch.Body) }()
 	select {
 	case <-ended:
 	case <-time.After(20 * time.Second):

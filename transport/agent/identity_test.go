@@ -236,8 +236,11 @@ func TestAgentsThatAreRefused(t *testing.T) {
 		server []string // what the server logs
 	}{
 		{"plain text", func(c *agent.ClientConfig) {}, "", []string{"connection refused", "first record does not look like a TLS handshake"}},
-		{"no certificate", func(c *agent.ClientConfig) { c.Credentials = creds(&tls.Config{InsecureSkipVerify: true}) },
-			"certificate required", []string{"connection refused", "didn't provide a certificate"}},
+		{
+			"no certificate", func(c *agent.ClientConfig) { c.Credentials = creds(&tls.Config{InsecureSkipVerify: true}) },
+			"certificate required",
+			[]string{"connection refused", "didn't provide a certificate"},
+		},
 		{"wrong CA", func(c *agent.ClientConfig) {
 			cfg := foreign.issue(identity.ID{Role: identity.RoleAgent, Name: "a1"}).ClientTLS()
 			cfg.VerifyConnection = nil
@@ -249,8 +252,11 @@ func TestAgentsThatAreRefused(t *testing.T) {
 		{"a server's certificate", func(c *agent.ClientConfig) {
 			c.Credentials = creds(s.issue(identity.ID{Role: identity.RoleServer, Name: "a1"}).ClientTLS())
 		}, "its log says why", []string{"connection refused", "wrong role", `server "a1"`}},
-		{"another's name", func(c *agent.ClientConfig) { c.Credentials, c.Name = creds(good.ClientTLS()), "a2" },
-			`the certificate is that of agent "a1", and the agent calls itself "a2"`, []string{"agent not served", `calls itself "a2"`}},
+		{
+			"another's name", func(c *agent.ClientConfig) { c.Credentials, c.Name = creds(good.ClientTLS()), "a2" },
+			`the certificate is that of agent "a1", and the agent calls itself "a2"`,
+			[]string{"agent not served", `calls itself "a2"`},
+		},
 		{"another's label", func(c *agent.ClientConfig) {
 			c.Credentials, c.Labels = creds(good.ClientTLS()), map[string]string{"zone": "b"}
 		}, "claims label zone=b", []string{"agent not served", "claims label zone=b"}},

@@ -77,7 +77,7 @@ func issued(t testing.TB, b *Bundle, id ID, lifetime time.Duration) *Source {
 }
 
 // handshake connects the two over loopback and returns what each end says.
-func handshake(t testing.TB, serverTLS, clientTLS *tls.Config) (ofServer, ofClient error, seen tls.ConnectionState) {
+func handshake(t testing.TB, serverTLS, clientTLS *tls.Config) (ofServer, ofClient error, seen tls.ConnectionState) { //nolint:staticcheck // ST1008: two errors, and what one of the ends saw
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

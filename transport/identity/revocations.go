@@ -78,7 +78,10 @@ func parseRevocations(data []byte) (map[string]string, error) {
 		}
 		list[kind+"/"+value] = why
 	}
-	return list, lines.Err()
+	if err := lines.Err(); err != nil {
+		return nil, err
+	}
+	return list, nil
 }
 
 // Revoked is for Config.Revoked. A nil Revocations revokes nothing.

@@ -63,7 +63,7 @@ func (w *watched[T]) get() T {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if time.Since(w.looked) >= time.Second {
-		w.lookLocked()
+		_ = w.lookLocked() // it is logged, and the older value serves
 	}
 	return w.value
 }
