@@ -19,6 +19,7 @@ type Contents struct {
 	Hard    HardState
 	Torn    *Torn // nil: the log ended as it should
 	Closed  bool  // the log was closed, not cut off by a crash
+	Fresh   bool  // there was no segment: the log is new, or was removed
 }
 
 // Last is the last entry, or the base where there is none.
@@ -85,6 +86,7 @@ type reader struct {
 // read reads all segments. The last may have no frame at all: a crash came
 // before its first.
 func (r *reader) read(numbers []uint64) error {
+	r.contents.Fresh = len(numbers) == 0
 	for i, n := range numbers {
 		if i > 0 && n != numbers[i-1]+1 {
 			return fmt.Errorf("%s is missing: the log goes from segment %x to %x", filepath.Join(r.dir, segmentName(numbers[i-1]+1)), numbers[i-1], n)
