@@ -3,6 +3,7 @@ package lbstate
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -10,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"sigs.k8s.io/yaml"
+	"go.yaml.in/yaml/v2"
 )
 
 // MarshalText writes the duration as time.Duration does.
@@ -48,18 +49,18 @@ func decode(data []byte, most int, fields func(*object)) error {
 	if len(data) > most {
 		return syntax(fmt.Errorf("%d bytes; at most %d are read", len(data), most))
 	}
-	text, err := yaml.YAMLToJSONStrict(data)
+	d := yaml.NewDecoder(bytes.NewReader(data)) // JSON is YAML
+	d.SetStrict(true)                           // no key twice
+	var read, more any
+	if err := d.Decode(&read); err != nil && !errors.Is(err, io.EOF) {
+		return syntax(err)
+	}
+	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
+		return syntax(errors.New("there is more after the object"))
+	}
+	root, err := plain(read)
 	if err != nil {
 		return syntax(err)
-	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	var root any
-	if err := d.Decode(&root); err != nil {
-		return syntax(err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return syntax(fmt.Errorf("there is more after the object"))
 	}
 	m, ok := root.(map[string]any)
 	if !ok {
@@ -76,6 +77,37 @@ func decode(data []byte, most int, fields func(*object)) error {
 		return &ValidationError{r.invalid}
 	}
 	return nil
+}
+
+// plain is a YAML value as encoding/json would have it, with json.Number for
+// each number.
+func plain(v any) (any, error) {
+	switch v := v.(type) {
+	case map[any]any:
+		m := make(map[string]any, len(v))
+		for k, item := range v {
+			key, ok := k.(string)
+			if !ok {
+				return nil, fmt.Errorf("the key %s is not a text: put it in quotes", clip(k))
+			}
+			var err error
+			if m[key], err = plain(item); err != nil {
+				return nil, err
+			}
+		}
+		return m, nil
+	case []any:
+		for i := range v {
+			var err error
+			if v[i], err = plain(v[i]); err != nil {
+				return nil, err
+			}
+		}
+		return v, nil
+	case string, bool, nil:
+		return v, nil
+	}
+	return json.Number(fmt.Sprint(v)), nil
 }
 
 // object is one JSON object being read: each field that is asked for is taken

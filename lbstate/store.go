@@ -20,10 +20,13 @@ import (
 type Store struct {
 	state      *State
 	replicator Replicator
+	now        func() time.Time
 }
 
 // NewStore returns a Store that reads and writes st through r.
-func NewStore(st *State, r Replicator) *Store { return &Store{state: st, replicator: r} }
+func NewStore(st *State, r Replicator) *Store {
+	return &Store{state: st, replicator: r, now: time.Now}
+}
 
 // WriteOptions go with every write.
 type WriteOptions struct {
@@ -65,7 +68,7 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lb
 	}
 	c.Version = CommandVersion
 	c.Author, c.Reason, c.Key = o.Author, o.Reason, o.Key
-	c.At = time.Now().UnixMilli()
+	c.At = st.now().UnixMilli()
 	if o.Key != "" {
 		asked, err := json.Marshal(request)
 		if err != nil {
