@@ -22,7 +22,8 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		return nil
 	}
 	r.running++
-	if err := r.reader.read(ctx, nil); err != nil {
+	usual := &wanted{services: []DesiredService{{Service: Service{Key: Key{Family: IPv4}}}}}
+	if err := r.reader.read(ctx, usual, newRecord()); err != nil {
 		r.reader.forget() // the first Sync meets the same error, and tells it
 	}
 	r.unlock()
