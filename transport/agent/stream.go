@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ipvskit/ipvskit/lbstate"
@@ -262,15 +263,20 @@ func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) 
 		delta := u.Full && resume && u.Since == have
 		resume = false
 		p.Full = u.Full && !delta
+		var services []lbstate.ServiceStatus
 		for _, s := range u.Services {
 			if !delta || s.Version > have {
-				p.Services = append(p.Services, lbstate.Desired(s).Proto())
+				services = append(services, s)
 			}
 		}
-		if delta && len(p.Services)+len(p.Removed) == 0 && u.Revision == have && h.GetDigest() == st.digest {
+		if delta && len(services)+len(p.Removed) == 0 && u.Revision == have && h.GetDigest() == st.digest {
 			continue // nothing has changed, and the agent holds it all
 		}
-		ack, err := st.deliver(ctx, p)
+		data, err := encode(p, services)
+		if err != nil {
+			return err
+		}
+		ack, err := st.deliver(ctx, p.GetRevision(), data)
 		if err != nil {
 			return err
 		}
@@ -309,11 +315,28 @@ func (st *stream) remember(u lbstate.Update) {
 	}
 }
 
-func (st *stream) deliver(ctx context.Context, p *agentpb.Update) (*agentpb.Ack, error) {
+// encode is the wire format of an update with services. Each service is encoded
+// once for all the streams that send it.
+func encode(p *agentpb.Update, services []lbstate.ServiceStatus) ([]byte, error) {
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(p)
 	if err != nil {
 		return nil, err
 	}
+	for _, s := range services {
+		body, err := s.EncodedDesired()
+		if err != nil {
+			return nil, err
+		}
+		data = protowire.AppendTag(data, servicesField, protowire.BytesType)
+		data = protowire.AppendBytes(data, body)
+	}
+	return data, nil
+}
+
+// servicesField is the number of Update.services.
+var servicesField = (&agentpb.Update{}).ProtoReflect().Descriptor().Fields().ByName("services").Number()
+
+func (st *stream) deliver(ctx context.Context, revision uint64, data []byte) (*agentpb.Ack, error) {
 	var c chunker
 	c.write(data)
 	c.cut(true)
@@ -326,11 +349,11 @@ func (st *stream) deliver(ctx context.Context, p *agentpb.Update) (*agentpb.Ack,
 		slow.Reset(st.server.cfg.SendTimeout)
 	}
 	slow.Stop()
-	st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = p.GetRevision() })
+	st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = revision })
 	for {
 		select {
 		case ack := <-st.flow:
-			if ack.GetRevision() == p.GetRevision() {
+			if ack.GetRevision() == revision {
 				return ack, nil
 			}
 		case <-ctx.Done():
