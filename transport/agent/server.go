@@ -76,7 +76,8 @@ type Server struct {
 	cfg     ServerConfig
 	log     *zap.Logger
 	known   *known
-	streams sync.WaitGroup // handlers and their receivers
+	streams sync.WaitGroup // handlers, their receivers, views
+	views   views
 
 	mu     sync.Mutex // guards the fields below
 	closed bool
@@ -97,6 +98,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg: cfg, log: cfg.Logger,
 		known: newKnown(cfg.MaxKnown, cfg.KeepKnown),
 		open:  map[string]*stream{},
+		views: views{open: map[string]*view{}},
 	}, nil
 }
 
@@ -188,6 +190,7 @@ func (s *Server) Close() error {
 		st.end(agentpb.Bye_STOPPING, "the server stops")
 	}
 	s.mu.Unlock()
+	s.closeViews()
 	s.streams.Wait()
 	return nil
 }
