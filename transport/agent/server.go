@@ -32,6 +32,11 @@ type ServerConfig struct {
 	ServerName string        // shown to agents and in AgentInfo; default "server"
 	Version    string        // of the program, told to agents
 
+	// Predecessors are the clusters that this one was restored from, where a
+	// person has released their agents: these accept its state in place of a
+	// predecessor's. It must be quick. Nil is none.
+	Predecessors func() []uint64
+
 	// Ready says why this server must not serve agents just now (it lags, is
 	// cut off from the quorum, or has no cluster), or nil. It should prove
 	// that the local state holds every acknowledged write, as a linearizable
@@ -82,6 +87,8 @@ type Server struct {
 	mu     sync.Mutex // guards the fields below
 	closed bool
 	open   map[string]*stream // by the agent's name
+	// releases wait for agents that hold a state back, by the agent's name.
+	releases map[string]pendingRelease
 
 	readyMu sync.Mutex // guards the fields below, and makes one caller ask for all
 	readyAt time.Time
@@ -97,7 +104,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	return &Server{
 		cfg: cfg, log: cfg.Logger,
 		known: newKnown(cfg.MaxKnown, cfg.KeepKnown),
-		open:  map[string]*stream{},
+		open:  map[string]*stream{}, releases: map[string]pendingRelease{},
 		views: views{open: map[string]*view{}},
 	}, nil
 }
@@ -121,6 +128,9 @@ func (c ServerConfig) withDefaults() ServerConfig {
 	}
 	if c.LabelsFor == nil {
 		c.LabelsFor = func(_ context.Context, h Hello) (map[string]string, error) { return maps.Clone(h.Labels), nil }
+	}
+	if c.Predecessors == nil {
+		c.Predecessors = func() []uint64 { return nil }
 	}
 	setDefault(&c.HeartbeatInterval, 2*time.Second)
 	setDefault(&c.SilenceTimeout, 4*c.HeartbeatInterval)

@@ -42,6 +42,8 @@ type stream struct {
 	heard  atomic.Int64 // Unix nanoseconds of the last message
 	flow   chan *agentpb.Ack
 
+	released chan struct{} // capacity 1: a release may wait for this agent
+
 	sendMu sync.Mutex // one sender at a time
 	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
 
@@ -69,7 +71,7 @@ func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agent
 	defer s.streams.Done()
 	ctx, cancel := context.WithCancelCause(g.Context())
 	defer cancel(nil)
-	st := &stream{server: s, cancel: cancel, grpc: g, flow: make(chan *agentpb.Ack, 1)}
+	st := &stream{server: s, cancel: cancel, grpc: g, flow: make(chan *agentpb.Ack, 1), released: make(chan struct{}, 1)}
 	// The handler only waits: a send or receive that hangs in one of the
 	// goroutines ends when the handler returns.
 	served := make(chan error, 1)
@@ -140,10 +142,17 @@ func (st *stream) serve(ctx context.Context) error {
 	cluster := s.cfg.Cluster()
 	err = st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Welcome{Welcome: &agentpb.Welcome{
 		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version,
+		Predecessors:    s.cfg.Predecessors(),
 		HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
 	}}})
 	if err != nil {
 		return err
+	}
+	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = h.GetHeld()[:min(len(h.GetHeld()), 1024)] })
+	if h.GetHeld() != "" {
+		if err := st.release(); err != nil {
+			return err
+		}
 	}
 	st.heard.Store(time.Now().UnixNano())
 	s.streams.Go(func() { st.receive(ctx) })
@@ -211,6 +220,12 @@ func (st *stream) beat(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-st.released:
+			if err := st.release(); err != nil {
+				st.cancel(err)
+				return
+			}
+			continue
 		case <-tick.C:
 		}
 		if silent := time.Since(time.Unix(0, st.heard.Load())); silent > s.cfg.SilenceTimeout {
