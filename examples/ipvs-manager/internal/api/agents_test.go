@@ -24,8 +24,7 @@ func TestAgentsOfAllServers(t *testing.T) {
 		{Name: "moved", Server: "node0", Connected: true, LastHeard: now.Add(-time.Second)},
 	}
 	leader := newWorld(t, func(c *Config) { c.Agents = func() []agent.AgentInfo { return theirs } })
-	w := follower(t, leader)
-	w.api.cfg.Agents = func() []agent.AgentInfo { return mine }
+	w := follower(t, leader, func(c *Config) { c.Agents = func() []agent.AgentInfo { return mine } })
 
 	list := func(query string) (names string, l agentList) {
 		t.Helper()

@@ -97,9 +97,9 @@ func TestMemberChangesThatAreRefused(t *testing.T) {
 }
 
 // follower makes a second world whose node follows the first's.
-func follower(t *testing.T, leader *world) *world {
+func follower(t *testing.T, leader *world, options ...func(*Config)) *world {
 	t.Helper()
-	f := newWorld(t, func(c *Config) { c.About.Name = "node1" })
+	f := newWorld(t, append(options, func(c *Config) { c.About.Name = "node1" })...)
 	view := ClusterView{ClusterID: "00000000000000c1", Leader: "node0", Term: 3, Members: []MemberView{
 		{Name: "node0", HTTPAddr: leader.address(), Role: "leader"},
 		{Name: "node1", HTTPAddr: f.address(), Role: "follower"},
@@ -203,7 +203,7 @@ func TestOnARealStore(t *testing.T) {
 	w.serve(Config{
 		Store: lbstate.NewStore(state, store.Machine(lbstate.Bucket)), Cluster: real{store}, Agents: nobody,
 		About: About{Name: "node0"}, Timeout: 5 * time.Second,
-	})
+	}, func(*API, *http.Server) {})
 	w.do(http.MethodGet, "/readyz", "").ok(http.StatusServiceUnavailable, nil)
 	w.do(http.MethodGet, "/api/v1/services", "").problem(http.StatusServiceUnavailable)
 	if p := w.do(http.MethodPut, "/api/v1/services/web", web).problem(http.StatusServiceUnavailable); p.Outcome != notApplied {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
@@ -162,12 +161,11 @@ func TestWatchFollowsAndResumes(t *testing.T) {
 }
 
 func TestWatchRefusals(t *testing.T) {
-	w := newWorld(t)
+	w := newTunedWorld(t, func(a *API, _ *http.Server) { a.streams = make(chan struct{}, 2) })
 	w.do(http.MethodGet, "/api/v1/watch", "", "Last-Event-ID: x").problem(http.StatusBadRequest)
 	w.do(http.MethodGet, "/api/v1/watch?from=-1", "").problem(http.StatusBadRequest)
 	w.do(http.MethodGet, "/api/v1/watch?stale=2", "").problem(http.StatusBadRequest)
 
-	w.api.streams = make(chan struct{}, 2)
 	first, _ := w.watch(""), w.watch("")
 	first.next()
 	a := w.do(http.MethodGet, "/api/v1/watch", "")
@@ -192,9 +190,9 @@ func TestWatchRefusals(t *testing.T) {
 // A silent stream says that it lives; and it outlives the limit that the
 // server has for reading a request.
 func TestWatchHeartbeatAndReadTimeout(t *testing.T) {
-	w := newWorld(t)
-	w.api.pace.heartbeat = 20 * time.Millisecond
-	w.server.Config.ReadTimeout = 100 * time.Millisecond
+	w := newTunedWorld(t, func(a *API, s *http.Server) {
+		a.pace.heartbeat, s.ReadTimeout = 20*time.Millisecond, 100*time.Millisecond
+	})
 	r := w.watch("")
 	r.next()
 	for beats, start := 0, time.Now(); time.Since(start) < 400*time.Millisecond || beats < 3; beats++ {
@@ -227,22 +225,15 @@ func TestCloseEndsWatches(t *testing.T) {
 // one event for each change, and no one waits for it. When it comes back it
 // has everything.
 func TestWatchOfASlowReader(t *testing.T) {
-	w := newWorld(t)
-	w.api.pace.write = 300 * time.Millisecond
-	w.server.Close()
-	// Small buffers, so that a state fills them.
-	mux := http.NewServeMux()
-	w.api.Register(mux)
-	w.server = httptest.NewUnstartedServer(mux)
-	w.server.Config.ConnState = func(c net.Conn, s http.ConnState) {
-		if tcp, ok := c.(*net.TCPConn); ok && s == http.StateNew {
-			_ = tcp.SetWriteBuffer(4 << 10)
+	// Small buffers, so that a state or two fill them.
+	w := newTunedWorld(t, func(a *API, s *http.Server) {
+		a.pace.write = 300 * time.Millisecond
+		s.ConnState = func(c net.Conn, state http.ConnState) {
+			if tcp, ok := c.(*net.TCPConn); ok && state == http.StateNew {
+				_ = tcp.SetWriteBuffer(4 << 10) // without it the test takes longer
+			}
 		}
-	}
-	w.server.Start()
-	w.client = w.server.Client()
-	t.Cleanup(w.server.Close)
-
+	})
 	dialer := net.Dialer{}
 	conn, err := dialer.DialContext(t.Context(), "tcp", w.address())
 	if err != nil {

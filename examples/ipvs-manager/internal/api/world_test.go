@@ -114,6 +114,13 @@ func (m *members) RemoveMember(_ context.Context, name string) error {
 
 func newWorld(t *testing.T, options ...func(*Config)) *world {
 	t.Helper()
+	return newTunedWorld(t, func(*API, *http.Server) {}, options...)
+}
+
+// newTunedWorld lets the test change what Config does not have, before the
+// first request.
+func newTunedWorld(t *testing.T, tune func(*API, *http.Server), options ...func(*Config)) *world {
+	t.Helper()
 	state := lbstate.New(lbstate.Config{})
 	local, err := lbstate.NewLocal(t.TempDir(), state)
 	if err != nil {
@@ -132,11 +139,11 @@ func newWorld(t *testing.T, options ...func(*Config)) *world {
 	for _, option := range options {
 		option(&cfg)
 	}
-	w.serve(cfg)
+	w.serve(cfg, tune)
 	return w
 }
 
-func (w *world) serve(cfg Config) {
+func (w *world) serve(cfg Config, tune func(*API, *http.Server)) {
 	w.t.Helper()
 	var err error
 	if w.api, err = New(cfg); err != nil {
@@ -144,7 +151,9 @@ func (w *world) serve(cfg Config) {
 	}
 	mux := http.NewServeMux()
 	w.api.Register(mux)
-	w.server = httptest.NewServer(Guard([]string{"lb.example"}, mux))
+	w.server = httptest.NewUnstartedServer(Guard([]string{"lb.example"}, mux))
+	tune(w.api, w.server.Config)
+	w.server.Start()
 	w.client = w.server.Client()
 	w.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	w.t.Cleanup(func() {
