@@ -173,10 +173,10 @@ func TestForwardingEnds(t *testing.T) {
 	b.do(http.MethodGet, "/api/v1/cluster", "").ok(http.StatusOK, nil)
 }
 
-// real serves a store of one node as the program does.
-type real struct{ *raftstore.Store }
+// oneNode serves a store of one node as the program does.
+type oneNode struct{ *raftstore.Store }
 
-func (r real) View() ClusterView {
+func (r oneNode) View() ClusterView {
 	st := r.Status()
 	v := ClusterView{Leader: st.LeaderName, Term: st.Term}
 	if st.Cluster != 0 {
@@ -201,7 +201,7 @@ func TestOnARealStore(t *testing.T) {
 	defer store.Close()
 	w := &world{t: t}
 	w.serve(Config{
-		Store: lbstate.NewStore(state, store.Machine(lbstate.Bucket)), Cluster: real{store}, Agents: nobody,
+		Store: lbstate.NewStore(state, store.Machine(lbstate.Bucket)), Cluster: oneNode{store}, Agents: nobody,
 		About: About{Name: "node0"}, Timeout: 5 * time.Second,
 	}, func(*API, *http.Server) {})
 	w.do(http.MethodGet, "/readyz", "").ok(http.StatusServiceUnavailable, nil)

@@ -106,14 +106,16 @@ func TestBadServicesAreRefused(t *testing.T) {
 		{"null", `null`, 400, "", "object"},
 		{"text after it", `{} {}`, 400, "", "not JSON"},
 		{"a field twice", `{"port": 1, "port": 2}`, 400, "", "port"},
-		{"unknown fields, each", `{"vip": "192.0.2.10", "colour": 1, "backends": [{"addr": "x"}]}`, 400, "backends[0].addr colour", "no such field"},
-		{"unknown and wrong", `{"vip": 7, "colour": 1}`, 400, "colour vip", ""},
+		{"unknown fields, each", `{"vip": "192.0.2.10", "hue": 1, "backends": [{"addr": "x"}]}`, 400, "backends[0].addr hue", "no such field"},
+		{"unknown and wrong", `{"vip": 7, "hue": 1}`, 400, "hue vip", ""},
 		{"types", `{"vip": "x", "port": "80", "backends": {}}`, 422, "backends port vip", "IP address"},
 		{"nothing", `{}`, 422, "port vip", "missing"},
 		{"ranges", `{"vip": "192.0.2.10", "port": 65536, "backends": [{"address": "10.1.0.1", "port": 80, "weight": 65536}]}`, 422, "backends[0].weight port", "65535"},
 		{"fraction", `{"vip": "192.0.2.10", "port": 80.5}`, 422, "port", "whole"},
-		{"checks", `{"vip": "192.0.2.10", "port": 80, "health_check": {"type": "http", "expect_body": "(", "expect_status": "999", "path": "x", "interval": "1ns"}}`, 422,
-			"health_check.expect_body health_check.expect_status health_check.interval health_check.path", "RE2"},
+		{
+			"checks", `{"vip": "192.0.2.10", "port": 80, "health_check": {"type": "http", "expect_body": "(", "expect_status": "999", "path": "x", "interval": "1ns"}}`, 422,
+			"health_check.expect_body health_check.expect_status health_check.interval health_check.path", "RE2",
+		},
 		{"another name", `{"name": "other", "vip": "192.0.2.10", "port": 80}`, 422, "name", "renamed"},
 		{"negative revision", `{"vip": "192.0.2.10", "port": 80, "revision": -1}`, 422, "revision", ""},
 	} {
@@ -275,8 +277,13 @@ func TestPreconditions(t *testing.T) {
 	put(revision(1), fmt.Sprintf(`If-Match: "%d"`, s.Revision)).ok(http.StatusOK, nil)
 
 	for _, headers := range [][]string{
-		{"If-Match: x"}, {`If-Match: W/"1"`}, {`If-Match: "1", "2"`}, {`If-Match: "-1"`}, {`If-Match: ""`},
-		{`If-None-Match: "1"`}, {`If-Match: "1"`, "If-None-Match: *"},
+		{"If-Match: x"},
+		{`If-Match: W/"1"`},
+		{`If-Match: "1", "2"`},
+		{`If-Match: "-1"`},
+		{`If-Match: ""`},
+		{`If-None-Match: "1"`},
+		{`If-Match: "1"`, "If-None-Match: *"},
 	} {
 		if p := put(web, headers...).problem(http.StatusBadRequest); !strings.Contains(p.Detail, "If-") {
 			t.Errorf("%v: %v", headers, p)
@@ -383,7 +390,7 @@ func TestBackends(t *testing.T) {
 		{http.MethodGet, base + "host:80", "", 400, ""},
 		{http.MethodPut, base + "10.1.0.1:65536", "{}", 400, ""},
 		{http.MethodDelete, base + "[fe80::1%25eth0]:80", "", 400, ""},
-		{http.MethodPut, base + "10.1.0.3:8080", `{"addres": "10.1.0.3"}`, 400, "addres"},
+		{http.MethodPut, base + "10.1.0.3:8080", `{"addr": "10.1.0.3"}`, 400, "addr"},
 		{http.MethodPut, base + "10.1.0.3:8080", `{"address": "10.1.0.4", "port": 80}`, 422, "address port"},
 		{http.MethodPut, base + "10.1.0.3:8080", `{"weight": 99999, "state": "idle"}`, 422, "backends[0].state backends[0].weight"},
 		{http.MethodPut, base + "127.0.0.1:8080", `{}`, 422, "backends[0].address"},

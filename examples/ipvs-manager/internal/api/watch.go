@@ -56,8 +56,10 @@ func (a *API) watch(w http.ResponseWriter, r *http.Request) {
 	case a.streams <- struct{}{}:
 		defer func() { <-a.streams }()
 	default:
-		(&problem{Type: typeUnavailable, Status: http.StatusServiceUnavailable, retryAfter: 10,
-			Detail: fmt.Sprintf("%d streams are open, which is the limit of one server; ask another", maxStreams)}).send(w, r)
+		(&problem{
+			Type: typeUnavailable, Status: http.StatusServiceUnavailable, retryAfter: 10,
+			Detail: fmt.Sprintf("%d streams are open, which is the limit of one server; ask another", maxStreams),
+		}).send(w, r)
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -41,7 +42,7 @@ func (w *world) watch(query string, headers ...string) *reader {
 		name, value, _ := strings.Cut(h, ": ")
 		req.Header.Set(name, value)
 	}
-	resp, err := w.client.Do(req)
+	resp, err := w.client.Do(req) //nolint:bodyclose // the reader closes it
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -215,7 +216,7 @@ func TestCloseEndsWatches(t *testing.T) {
 	r := w.watch("")
 	r.next()
 	w.api.Close()
-	if e, err := r.read(); err != io.EOF {
+	if e, err := r.read(); !errors.Is(err, io.EOF) {
 		t.Errorf("%+v, %v", e, err)
 	}
 	w.api.Close() // again

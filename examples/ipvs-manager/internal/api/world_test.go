@@ -215,13 +215,12 @@ func (w *world) do(method, path, body string, headers ...string) answer {
 	return answer{w.t, method + " " + path, resp.StatusCode, resp.Header, data}
 }
 
-func (w *world) put(path, body string) answer {
+func (w *world) put(path, body string) {
 	w.t.Helper()
 	a := w.do(http.MethodPut, path, body)
 	if a.status != http.StatusOK && a.status != http.StatusCreated {
 		w.t.Fatalf("PUT %s: %d: %s", path, a.status, a.body)
 	}
-	return a
 }
 
 // ok requires a status and reads the JSON.
