@@ -113,8 +113,8 @@ func TestBadServicesAreRefused(t *testing.T) {
 		{"ranges", `{"vip": "192.0.2.10", "port": 65536, "backends": [{"address": "10.1.0.1", "port": 80, "weight": 65536}]}`, 422, "backends[0].weight port", "65535"},
 		{"fraction", `{"vip": "192.0.2.10", "port": 80.5}`, 422, "port", "whole"},
 		{
-			"checks", `{"vip": "192.0.2.10", "port": 80, "health_check": {"type": "http", "expect_body": "(", "expect_status": "999", "path": "x", "interval": "1ns"}}`, 422,
-			"health_check.expect_body health_check.expect_status health_check.interval health_check.path", "RE2",
+			"checks", `{"vip": "192.0.2.10", "port": 80, "health_check": {"type": "http", "expect_body": "(", "expect_status": "999", "path": "x", "timeout": "1ns"}}`, 422,
+			"health_check.expect_body health_check.expect_status health_check.path health_check.timeout", "RE2",
 		},
 		{"another name", `{"name": "other", "vip": "192.0.2.10", "port": 80}`, 422, "name", "renamed"},
 		{"negative revision", `{"vip": "192.0.2.10", "port": 80, "revision": -1}`, 422, "revision", ""},
