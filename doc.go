@@ -8,6 +8,6 @@
 //	transport    raft between servers (peer), the stream to agents (agent)
 //	examples     ipvs-manager (server, agent, singleon), embed
 //
-// The import diagram, the life of a change and the behaviour that must hold
+// The import diagram, the life of a change and the behavior that must hold
 // are in ARCHITECTURE.md.
 package ipvskit

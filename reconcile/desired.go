@@ -41,6 +41,11 @@ func (m SNATMode) String() string {
 type Desired struct {
 	Revision uint64 // comes back in the Report; not interpreted
 	Services []DesiredService
+	// Timeouts of IPVS, for all services of the namespace, also those of others.
+	Timeouts Timeouts
+	// Daemons that share connections with other directors, at most one of each
+	// role. One that runs and that we did not start is left alone.
+	Daemons []SyncDaemon
 }
 
 // DesiredService is a service with all its destinations. A destination that is
@@ -50,6 +55,20 @@ type DesiredService struct {
 	Name         string // for reports; may be empty
 	SNAT         SNATMode
 	Destinations []Destination
+	// Until says from when on a destination is gone, with what connections it then
+	// has: for a drain by weight 0 with a deadline of its own. Those that are not
+	// named stay.
+	Until map[netip.AddrPort]time.Time
+}
+
+// masquerades says whether some destination answers through this director.
+func (s *DesiredService) masquerades() bool {
+	for i := range s.Destinations {
+		if s.Destinations[i].Forwarding == Masq {
+			return true
+		}
+	}
+	return false
 }
 
 // FromView makes what a director should have of lbstate's view. Services that
@@ -182,9 +201,43 @@ func schedulerFlag(name string) (Flags, error) {
 	return 0, fmt.Errorf("scheduler flag %q is not known; sh-fallback, sh-port, mh-fallback, mh-port, flag-1, flag-2 and flag-3 are", name)
 }
 
-// normal is d in the kernel's terms and sorted, without the services that must
-// not be programmed: those come back as failures. d itself is not changed.
-func (c Config) normal(d Desired) ([]DesiredService, []Failure) {
+// wanted is a Desired in the kernel's terms and sorted, without what must not be
+// programmed.
+type wanted struct {
+	services []DesiredService // by key
+	timeouts Timeouts
+	daemons  []SyncDaemon
+}
+
+func (w *wanted) service(k Key) *DesiredService {
+	i, ok := slices.BinarySearchFunc(w.services, k, func(s DesiredService, k Key) int { return s.Key.Compare(k) })
+	if !ok {
+		return nil
+	}
+	return &w.services[i]
+}
+
+// next is the first time after t at which a destination's own time ends.
+func (w *wanted) next(t time.Time) (first time.Time, ok bool) {
+	for i := range w.services {
+		for _, until := range w.services[i].Until {
+			if until.After(t) && (!ok || until.Before(first)) {
+				first, ok = until, true
+			}
+		}
+	}
+	return first, ok
+}
+
+// normal gives what can be programmed of d, and the rest as failures. d itself is
+// not changed.
+func (c Config) normal(d Desired) (*wanted, []Failure) {
+	services, failures := c.normalServices(d)
+	timeouts, daemons, unusable := checkDirector(d)
+	return &wanted{services, timeouts, daemons}, append(failures, unusable...)
+}
+
+func (c Config) normalServices(d Desired) ([]DesiredService, []Failure) {
 	services := make([]DesiredService, 0, len(d.Services))
 	var failures []Failure
 	refuse := func(s *DesiredService, err error) {
@@ -272,6 +325,12 @@ func (c Config) check(s *DesiredService) error {
 		return fmt.Errorf("a persistence timeout without persistence")
 	case s.Flags&Persistent != 0 && s.Timeout == 0:
 		return fmt.Errorf("persistence needs a timeout of at least 1s")
+	case s.Engine != "" && s.Flags&Persistent == 0:
+		return fmt.Errorf("a persistence engine without persistence")
+	case len(s.Engine) > 15:
+		return fmt.Errorf("persistence engine %q: a name of at most 15 characters is possible", s.Engine)
+	case s.Engine == "sip" && s.Protocol != UDP && s.FWMark == 0:
+		return fmt.Errorf("persistence engine sip is for udp")
 	case s.Flags&OnePacket != 0 && s.Protocol != UDP && s.FWMark == 0:
 		return fmt.Errorf("one-packet scheduling is for udp")
 	}

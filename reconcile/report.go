@@ -22,6 +22,7 @@ type Report struct {
 	Draining   int
 	Failures   []Failure
 	Collisions []Collision
+	Warnings   []Warning
 	Host       []HostChange // sysctls that were changed since New
 	Took       time.Duration
 }
@@ -46,6 +47,14 @@ type Collision struct {
 }
 
 func (c Collision) String() string { return c.Object + ": " + c.Reason }
+
+// Warning is something that works, but perhaps not as meant.
+type Warning struct {
+	Object string
+	Reason string
+}
+
+func (w Warning) String() string { return w.Object + ": " + w.Reason }
 
 // HostChange is a setting of the host that was changed, and why.
 type HostChange struct {

@@ -43,6 +43,9 @@ func (v Via) dialer(halfOpen bool) net.Dialer {
 
 // tcp connects to a numeric address.
 func (v Via) tcp(ctx context.Context, target netip.AddrPort, halfOpen bool) (*net.TCPConn, error) {
+	if err := asked(target); err != nil {
+		return nil, err
+	}
 	d := v.dialer(halfOpen)
 	return d.DialTCP(ctx, "tcp", v.local(), target)
 }
@@ -76,6 +79,14 @@ func at(target netip.AddrPort, address netip.Addr, port uint16) netip.AddrPort {
 		target = netip.AddrPortFrom(target.Addr(), port)
 	}
 	return target
+}
+
+// asked refuses what package net would take for this host itself.
+func asked(target netip.AddrPort) error {
+	if !target.Addr().IsValid() || target.Port() == 0 {
+		return localError{fmt.Errorf("no address and port to ask: %v", target)}
+	}
+	return nil
 }
 
 // bind makes c end with ctx's deadline, and at once when ctx is cancelled. The

@@ -20,6 +20,7 @@ import (
 const (
 	headerLimit  = 64 << 10 // bytes of status line and headers that are read at most
 	interimLimit = 5        // answers of class 1xx that are passed over at most
+	framing      = 8        // times a body's length that chunks of one byte may take, roughly
 )
 
 // HTTPConfig says how an HTTP probe asks. Either Path or URL is required.
@@ -37,16 +38,19 @@ type HTTPConfig struct {
 	// URL is absolute, and dialled as written; the target is not looked at.
 	URL string
 
-	Method string      // default GET
-	Header http.Header // added to the request; a Host in it is refused
+	Method string // default GET
+	// Header is added to the request, except to another host that a redirect
+	// leads to. What the probe sets itself (Host, framing) is refused.
+	Header http.Header
 
 	// Status is what the answer's code must be among. Body must be met by the
 	// body's first bytes, at most Body.Limit of them, all of which are awaited.
 	Status StatusRanges
 	Body   Expect
 
-	// Redirects is how many of them are followed, within the same timeout. By
-	// default none is: its code is judged like any other.
+	// Redirects is how many of them are followed, within the same timeout: on
+	// the same host at the address that was asked, elsewhere as they are written.
+	// By default none is: its code is judged like any other.
 	Redirects int
 
 	TLS TLSConfig // for https
@@ -56,9 +60,9 @@ type HTTPConfig struct {
 // HTTP is a probe that makes one HTTP/1.1 request over a connection of its own.
 // It is made by NewHTTP.
 type HTTP struct {
-	cfg  HTTPConfig
-	url  *url.URL // nil: the target is asked for cfg.Path
-	tail string   // of the request, from the end of the Host line on
+	cfg    HTTPConfig
+	url    *url.URL // nil: the target is asked for cfg.Path
+	header string   // the lines of cfg.Header
 }
 
 // NewHTTP makes an HTTP probe.
@@ -98,29 +102,33 @@ func (p *HTTP) prepare() error {
 			return err
 		}
 		p.url = u
-	} else if u, err := url.ParseRequestURI(c.Path); err != nil || !strings.HasPrefix(c.Path, "/") || u.Host != "" {
-		return fmt.Errorf("path is %q, want one that begins with one slash", c.Path)
+	} else if _, err := url.ParseRequestURI(c.Path); err != nil || c.Path[0] != '/' || strings.HasPrefix(c.Path, "//") ||
+		!visible(c.Path) || strings.Contains(c.Path, "#") {
+		return fmt.Errorf("path is %q, want one slash and what a URL may have after it", c.Path)
 	}
-	var tail strings.Builder
-	tail.WriteString("\r\n")
+	var lines strings.Builder
 	for name, values := range c.Header {
-		if !token(name) || strings.EqualFold(name, "Host") || strings.EqualFold(name, "Connection") {
+		if !token(name) || ownHeaders[http.CanonicalHeaderKey(name)] {
 			return fmt.Errorf("header %q may not be set", name)
 		}
 		for _, v := range values {
 			if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
 				return fmt.Errorf("header %s: %q has control characters", name, v)
 			}
-			tail.WriteString(name + ": " + v + "\r\n")
+			lines.WriteString(name + ": " + v + "\r\n")
 		}
 	}
-	if c.Header.Get("User-Agent") == "" {
-		tail.WriteString("User-Agent: ipvskit-healthcheck\r\n")
-	}
-	tail.WriteString("Accept: */*\r\nConnection: close\r\n\r\n")
-	p.tail = tail.String()
+	p.header = lines.String()
 	return c.Via.validate()
 }
+
+// ownHeaders are those that would change where a request goes, or ends.
+var ownHeaders = map[string]bool{
+	"Host": true, "Connection": true, "Content-Length": true, "Transfer-Encoding": true,
+	"Upgrade": true, "Te": true, "Trailer": true, "Expect": true,
+}
+
+const userAgent = "ipvskit-healthcheck"
 
 func absolute(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)
@@ -142,22 +150,29 @@ func absolute(raw string) (*url.URL, error) {
 
 // exchange is one request to one place.
 type exchange struct {
+	method  string
+	foreign bool // another host than the one that was to be asked
 	scheme  string
-	address string         // host:port that is dialled
-	numeric netip.AddrPort // the same, where it is numeric
+	numeric netip.AddrPort // is dialled, unless named is set
+	named   string         // host:port that is resolved and dialled
 	host    string         // Host header
 	name    string         // that the certificate must have
 	uri     string
 }
 
-func (x exchange) String() string { return x.scheme + "://" + x.host + x.uri }
+func (x exchange) String() string { return x.method + " " + x.scheme + "://" + x.host + x.uri }
 
 func (p *HTTP) first(target netip.AddrPort) exchange {
 	if p.url != nil {
-		return toURL(p.url)
+		x := toURL(p.url)
+		x.method = p.cfg.Method
+		return x
 	}
 	target = at(target, p.cfg.Address, p.cfg.Port)
-	x := exchange{scheme: p.cfg.Scheme, address: target.String(), numeric: target, host: p.cfg.Host, uri: p.cfg.Path}
+	x := exchange{
+		method: p.cfg.Method, scheme: p.cfg.Scheme,
+		numeric: target, host: p.cfg.Host, uri: p.cfg.Path,
+	}
 	if x.host == "" {
 		// A zone is this host's own business (RFC 6874, section 4).
 		x.host = netip.AddrPortFrom(target.Addr().WithZone(""), target.Port()).String()
@@ -174,35 +189,77 @@ func toURL(u *url.URL) exchange {
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
-	x := exchange{
-		scheme: u.Scheme, address: net.JoinHostPort(u.Hostname(), port),
-		host: u.Host, name: u.Hostname(), uri: u.RequestURI(),
-	}
-	if numeric, err := netip.ParseAddrPort(x.address); err == nil {
+	x := exchange{scheme: u.Scheme, host: u.Host, name: u.Hostname(), uri: u.RequestURI()}
+	address := net.JoinHostPort(u.Hostname(), port)
+	if numeric, err := netip.ParseAddrPort(address); err == nil {
 		x.numeric = numeric
+	} else {
+		x.named = address
 	}
 	return x
+}
+
+// to is the exchange that a redirect with this code leads to.
+func (x exchange) to(code int, location string) (exchange, error) {
+	base, err := absolute(x.scheme + "://" + x.host + x.uri)
+	if err != nil {
+		return exchange{}, err
+	}
+	u, err := base.Parse(location)
+	if err == nil {
+		u, err = absolute(u.String())
+	}
+	if err != nil {
+		return exchange{}, err
+	}
+	next := toURL(u)
+	if next.scheme == x.scheme && next.host == x.host {
+		next.numeric, next.named, next.name = x.numeric, x.named, x.name
+	}
+	// A name may be reached by several ports and still be one host, but who
+	// answers there may be somebody else.
+	next.foreign = x.foreign || next.host != x.host || next.scheme == "http" && x.scheme == "https"
+	next.method = x.method
+	if code == http.StatusSeeOther && x.method != http.MethodHead ||
+		(code == http.StatusMovedPermanently || code == http.StatusFound) && x.method == http.MethodPost {
+		next.method = http.MethodGet // RFC 9110, section 15.4
+	}
+	return next, nil
+}
+
+// request is what is sent for x.
+func (p *HTTP) request(x exchange) string {
+	var b strings.Builder
+	b.Grow(128 + len(x.uri) + len(x.host) + len(p.header))
+	b.WriteString(x.method + " " + x.uri + " HTTP/1.1\r\nHost: " + x.host + "\r\n")
+	if !x.foreign {
+		b.WriteString(p.header)
+	}
+	if x.foreign || p.cfg.Header.Get("User-Agent") == "" {
+		b.WriteString("User-Agent: " + userAgent + "\r\n")
+	}
+	if x.foreign || p.cfg.Header.Get("Accept") == "" {
+		b.WriteString("Accept: */*\r\n")
+	}
+	switch x.method {
+	case http.MethodPost, http.MethodPut, http.MethodPatch:
+		b.WriteString("Content-Length: 0\r\n")
+	}
+	b.WriteString("Connection: close\r\n\r\n")
+	return b.String()
 }
 
 // Probe makes one request, and more where redirects are followed.
 func (p *HTTP) Probe(ctx context.Context, target netip.AddrPort) healthcheck.Result {
 	x := p.first(target)
 	for followed := 0; ; followed++ {
-		res, location := p.ask(ctx, x)
+		res, code, location := p.ask(ctx, x)
 		if location == "" {
 			return res
 		}
-		where := p.cfg.Method + " " + x.String()
-		base := &url.URL{Scheme: x.scheme, Host: x.host, Path: "/"}
-		if ref, err := url.ParseRequestURI(x.uri); err == nil {
-			base.Path, base.RawQuery = ref.Path, ref.RawQuery
-		}
-		next, err := base.Parse(location)
-		if err == nil {
-			next, err = absolute(next.String())
-		}
+		next, err := x.to(code, location)
 		if err != nil {
-			return healthcheck.Result{Class: healthcheck.Protocol, Phase: phaseAnswer, Expected: where + " to lead to a URL", Found: quote(err.Error())}
+			return healthcheck.Result{Class: healthcheck.Protocol, Phase: phaseAnswer, Expected: x.String() + " to lead to a URL", Found: quote(err.Error())}
 		}
 		if followed == p.cfg.Redirects {
 			return healthcheck.Result{
@@ -210,16 +267,14 @@ func (p *HTTP) Probe(ctx context.Context, target netip.AddrPort) healthcheck.Res
 				Expected: fmt.Sprintf("at most %d redirects", p.cfg.Redirects), Found: "one more, to " + quote(next.String()),
 			}
 		}
-		x = toURL(next)
+		x = next
 	}
 }
 
-// ask makes one request and judges the answer, or gives the location that it
-// leads to.
-func (p *HTTP) ask(ctx context.Context, x exchange) (res healthcheck.Result, location string) {
-	where := p.cfg.Method + " " + x.String()
-	fail := func(phase string, err error) (healthcheck.Result, string) {
-		return failed(ctx, phase, fmt.Sprintf("%s to give %s", where, p.cfg.Status), err), ""
+// ask makes one request and judges the answer, or says where it leads to.
+func (p *HTTP) ask(ctx context.Context, x exchange) (res healthcheck.Result, code int, location string) {
+	fail := func(phase string, err error) (healthcheck.Result, int, string) {
+		return failed(ctx, phase, p.expected(x), err), 0, ""
 	}
 	conn, err := p.connect(ctx, x)
 	if err != nil {
@@ -235,66 +290,76 @@ func (p *HTTP) ask(ctx context.Context, x exchange) (res healthcheck.Result, loc
 		}
 		conn, warning = secure, p.cfg.TLS.warning(secure)
 	}
-	if _, err := io.WriteString(conn, p.cfg.Method+" "+x.uri+" HTTP/1.1\r\nHost: "+x.host+p.tail); err != nil {
+	if _, err := io.WriteString(conn, p.request(x)); err != nil {
 		return fail(phaseRequest, err)
 	}
+	res, code, location = p.judge(ctx, x, conn)
+	if res.OK() {
+		res.Warning = warning
+	}
+	return res, code, location
+}
 
+func (p *HTTP) expected(x exchange) string {
+	return fmt.Sprintf("%s to give %s", x, p.cfg.Status)
+}
+
+// judge reads the answer to x.
+func (p *HTTP) judge(ctx context.Context, x exchange, from io.Reader) (res healthcheck.Result, code int, location string) {
 	in := readers.Get().(*reader)
 	defer in.put()
-	in.reset(conn, headerLimit)
-	answer, err := in.answer(p.cfg.Method)
+	in.reset(from, headerLimit)
+	answer, err := in.answer(x.method)
 	if err != nil {
-		return fail(phaseAnswer, err)
+		return failed(ctx, phaseAnswer, p.expected(x), err), 0, ""
 	}
-	defer answer.Body.Close()
 	if p.cfg.Redirects > 0 && answer.StatusCode/100 == 3 && answer.Header.Get("Location") != "" {
-		return healthcheck.Result{}, answer.Header.Get("Location")
+		return healthcheck.Result{}, answer.StatusCode, answer.Header.Get("Location")
 	}
 	if !p.cfg.Status.Has(answer.StatusCode) {
 		return healthcheck.Result{
 			Class: healthcheck.BadStatus, Phase: phaseAnswer,
-			Expected: fmt.Sprintf("%s to give %s", where, p.cfg.Status), Found: quote(answer.Status), Advice: statusAdvice(answer),
-		}, ""
+			Expected: p.expected(x), Found: quote(answer.Status), Advice: statusAdvice(answer.StatusCode),
+		}, 0, ""
 	}
 	if p.cfg.Body.any() {
-		return healthcheck.Result{Warning: warning}, ""
+		return healthcheck.Result{}, 0, ""
 	}
-	// Chunked framing may take as much again as the body itself.
 	limit := p.cfg.Body.limit()
-	in.allow(2*int64(limit) + headerLimit)
+	in.allow(framing*int64(limit) + headerLimit)
 	body, err := io.ReadAll(io.LimitReader(answer.Body, int64(limit)+1))
 	if err != nil {
-		res := failed(ctx, phaseBody, p.cfg.Body.String()+" in the body of "+where, err)
+		res := failed(ctx, phaseBody, p.cfg.Body.String()+" in the body of "+x.String(), err)
 		res.Found += fmt.Sprintf(" (after %d bytes)", len(body))
-		return res, ""
+		return res, 0, ""
 	}
 	cut := len(body) > limit
 	if body = body[:min(len(body), limit)]; !p.cfg.Body.met(body) {
 		res := p.cfg.Body.unmet(body, phaseBody, cut)
-		res.Expected += " in the body of " + where
-		return res, ""
+		res.Expected += " in the body of " + x.String()
+		return res, 0, ""
 	}
-	return healthcheck.Result{Warning: warning}, ""
+	return healthcheck.Result{}, 0, ""
 }
 
 func (p *HTTP) connect(ctx context.Context, x exchange) (net.Conn, error) {
-	if x.numeric.IsValid() {
-		conn, err := p.cfg.Via.tcp(ctx, x.numeric, false)
-		if err != nil {
-			return nil, err // not a nil *TCPConn in an interface
-		}
-		return conn, nil
+	if x.named != "" {
+		return p.cfg.Via.named(ctx, "tcp", x.named)
 	}
-	return p.cfg.Via.named(ctx, "tcp", x.address)
+	conn, err := p.cfg.Via.tcp(ctx, x.numeric, false)
+	if err != nil {
+		return nil, err // not a nil *TCPConn in an interface
+	}
+	return conn, nil
 }
 
-func statusAdvice(answer *http.Response) string {
+func statusAdvice(code int) string {
 	switch {
-	case answer.StatusCode/100 == 3:
+	case code/100 == 3:
 		return "redirects are not followed: check the final URL, or allow redirects"
-	case answer.StatusCode == http.StatusBadRequest, answer.StatusCode == http.StatusNotFound, answer.StatusCode == http.StatusMisdirectedRequest:
+	case code == http.StatusBadRequest, code == http.StatusNotFound, code == http.StatusMisdirectedRequest:
 		return "check the path and the Host header of the check"
-	case answer.StatusCode == http.StatusUnauthorized, answer.StatusCode == http.StatusForbidden:
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		return "let this host ask without a login, or expect this status"
 	default:
 		return ""
@@ -302,7 +367,7 @@ func statusAdvice(answer *http.Response) string {
 }
 
 var (
-	errHeaderSize = fmt.Errorf("more than %d bytes of headers", headerLimit)
+	errHeaderSize = fmt.Errorf("more than %d bytes of headers, or of framing around the body", headerLimit)
 	errInterim    = fmt.Errorf("more than %d interim answers", interimLimit)
 )
 
@@ -317,10 +382,11 @@ type reader struct {
 	buf  *bufio.Reader
 	from io.Reader
 	left int64
+	err  error // that ended the reading
 }
 
 func (r *reader) reset(from io.Reader, limit int64) {
-	r.from, r.left = from, limit
+	r.from, r.left, r.err = from, limit, nil
 	r.buf.Reset(r)
 }
 
@@ -333,18 +399,24 @@ func (r *reader) allow(limit int64) { r.left = limit }
 
 func (r *reader) Read(p []byte) (int, error) {
 	if r.left <= 0 {
-		return 0, errHeaderSize
+		r.err = errHeaderSize
+		return 0, r.err
 	}
 	n, err := r.from.Read(p[:min(int64(len(p)), r.left)])
 	r.left -= int64(n)
+	r.err = err
 	return n, err
 }
 
-// answer reads up to the end of the headers of the final answer.
+// answer reads up to the end of the headers of the final answer. Its body need
+// not be closed, which would read to its end: the connection is.
 func (r *reader) answer(method string) (*http.Response, error) {
 	for range interimLimit + 1 {
 		answer, err := http.ReadResponse(r.buf, &http.Request{Method: method})
-		if err != nil {
+		switch {
+		case err != nil && r.err != nil:
+			return nil, r.err // a line that was cut off is not malformed
+		case err != nil:
 			return nil, err
 		}
 		if answer.StatusCode/100 != 1 || answer.StatusCode == http.StatusSwitchingProtocols {
