@@ -68,16 +68,16 @@ func (st *Store) patch(ctx context.Context, ref Ref, fields map[string]any, op O
 
 // merged is an object with a merge patch applied.
 func merged(kind Kind, old Object, fields map[string]any) (Object, error) {
-	m, err := tree(old)
+	data, err := json.Marshal(old.value())
+	if err != nil {
+		return Object{}, err
+	}
+	m, err := parse(data)
 	if err != nil {
 		return Object{}, err
 	}
 	delete(m, "revision")
-	text, err := json.Marshal(mergePatch(m, fields))
-	if err != nil {
-		return Object{}, err
-	}
-	return decodeObject(kind, text)
+	return decodeObjectTree(kind, mergePatch(m, fields))
 }
 
 // mergePatch is MergePatch of RFC 7396, section 2. It changes neither argument.
@@ -95,8 +95,27 @@ func mergePatch(target any, patch map[string]any) map[string]any {
 		case map[string]any:
 			out[k] = mergePatch(out[k], v)
 		default:
-			out[k] = v
+			out[k] = copied(v)
 		}
 	}
 	return out
+}
+
+// copied is a value without what it shares.
+func copied(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		m := make(map[string]any, len(v))
+		for k, item := range v {
+			m[k] = copied(item)
+		}
+		return m
+	case []any:
+		list := make([]any, len(v))
+		for i, item := range v {
+			list[i] = copied(item)
+		}
+		return list
+	}
+	return v
 }

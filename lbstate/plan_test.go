@@ -252,15 +252,16 @@ func TestPatch(t *testing.T) {
 		n.putOn(t, "web", 7, "")
 	}
 	other := NewStore(n.state, between)
-	res, err := other.Patch(ctx, ref, []byte(`{notes: mine}`), WriteOptions{Key: "k"})
+	const mine = `{notes: mine, backends: [{address: 10.1.0.7, health_check: {type: tcp}}]}`
+	res, err := other.Patch(ctx, ref, []byte(mine), WriteOptions{Key: "k"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := n.service(t, "web"); s.Port != 7 || s.Notes != "mine" {
+	if s := n.service(t, "web"); s.Port != 7 || s.Notes != "mine" || len(s.Backends) != 1 || s.Backends[0].Check == nil {
 		t.Errorf("%+v", s.Service)
 	}
 	n.putOn(t, "web", 8, "")
-	if again, err := other.Patch(ctx, ref, []byte(`{notes: mine}`), WriteOptions{Key: "k"}); err != nil || again.Revision != res.Revision {
+	if again, err := other.Patch(ctx, ref, []byte(mine), WriteOptions{Key: "k"}); err != nil || again.Revision != res.Revision {
 		t.Errorf("%+v, %v", again, err)
 	}
 	if s := n.service(t, "web"); s.Port != 8 || s.Notes != "" {
