@@ -2,11 +2,13 @@ package lbstate
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -295,4 +297,65 @@ func TestDeltasEqualFullState(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Those who wake together are given the same bytes, in each form.
+func TestWatchersShareOneEncoding(t *testing.T) {
+	n := newNode(t)
+	n.putOn(t, "a", 1, "")
+	const many = 500
+	type bytesOf struct{ desired, json *byte }
+	got := make(chan bytesOf, many)
+	var ready, done sync.WaitGroup
+	ready.Add(many)
+	for i := range many {
+		done.Go(func() {
+			o := WatchOptions{From: 1}
+			if i%2 == 1 {
+				o.Labels = map[string]string{"site": "east"}
+			}
+			w := n.Watch(o)
+			wantQuiet(t, w)
+			ready.Done()
+			u, err := w.Next(context.Background())
+			if err != nil || seen(u) != "1..2 b@2" {
+				t.Error(seen(u), err)
+				return
+			}
+			desired, err := u.Services[0].EncodedDesired()
+			if err != nil {
+				t.Error(err)
+			}
+			shown, err := u.Services[0].EncodedJSON()
+			if err != nil {
+				t.Error(err)
+			}
+			got <- bytesOf{&desired[0], &shown[0]}
+		})
+	}
+	ready.Wait()
+	n.putOn(t, "b", 2, "site: east")
+	done.Wait()
+	close(got)
+	different := map[bytesOf]int{}
+	for b := range got {
+		different[b]++
+	}
+	if len(different) != 1 {
+		t.Errorf("there are %d encodings of one change", len(different))
+	}
+	st := n.service(t, "b")
+	if data, err := json.Marshal(st); err != nil || string(data) != string(must(st.EncodedJSON())) {
+		t.Errorf("%s, %v", data, err)
+	}
+	if again, err := DesiredFromProto(must(decodeDesired(must(st.EncodedDesired())))); err != nil || again.Name != "b" {
+		t.Error(again, err)
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
