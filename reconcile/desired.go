@@ -127,6 +127,7 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 		out.Flags |= Persistent
 		out.Timeout = time.Duration(p.Timeout)
 		out.Prefix = p.Prefix
+		out.Engine = p.Engine
 	}
 	switch in.SNAT {
 	case lbstate.SNATLocal, "":
@@ -158,6 +159,12 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 			return out, fmt.Errorf("forwarding of %s is %q; masq, dr or tunnel can be programmed", d.AddrPort(), b.Forwarding)
 		}
 		out.Destinations[i] = d
+		if !b.DrainUntil.IsZero() {
+			if out.Until == nil {
+				out.Until = map[netip.AddrPort]time.Time{}
+			}
+			out.Until[d.AddrPort()] = b.DrainUntil
+		}
 	}
 	return out, nil
 }
