@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3"
@@ -25,7 +26,7 @@ func (r *readers) end(err error) {
 // before it was asked. Each has a context of its own, since an answer to an
 // earlier question would be stale.
 type round struct {
-	queued  *readers // came since asking
+	queued  []*readers // came since asking
 	asked   []*readers
 	number  uint64
 	asking  uint64     // tick at which it was asked
@@ -94,12 +95,10 @@ func (l *loop) ask() {
 		if l.ticks-r.asking < retryTicks {
 			return
 		}
-	} else if r.queued == nil {
+	} else if len(r.queued) == 0 {
 		return
 	}
-	if r.queued != nil {
-		r.asked, r.queued = append(r.asked, r.queued), nil
-	}
+	r.asked, r.queued = append(r.asked, r.queued...), nil
 	r.number++
 	r.asking = l.ticks
 	l.rn.ReadIndex(l.roundContext())
@@ -148,10 +147,8 @@ func (l *loop) release() {
 }
 
 func (r *round) fail(err error) {
-	for _, w := range append(append(r.asked, r.granted...), r.queued) {
-		if w != nil {
-			w.end(err)
-		}
+	for _, w := range slices.Concat(r.asked, r.granted, r.queued) {
+		w.end(err)
 	}
 	*r = round{number: r.number}
 }
