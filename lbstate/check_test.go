@@ -32,9 +32,6 @@ func check(tx *bbolt.Tx) error {
 			if rev := r.Revision(); rev == 0 || rev > n.config {
 				return fmt.Errorf("%s has revision %d, the last change is %d", r.Ref(), rev, n.config)
 			}
-			if err := r.validate(); err != nil {
-				return fmt.Errorf("%s: %w", r.Ref(), err)
-			}
 			s := r.Service
 			if s == nil {
 				return nil
@@ -93,6 +90,17 @@ func check(tx *bbolt.Tx) error {
 	return checkHistory(v, n, services)
 }
 
+// checkValid validates every object: what a Store let in must be valid.
+func checkValid(tx *bbolt.Tx) error {
+	v := openView(tx)
+	for _, kind := range kinds {
+		if err := v.each(kind, nil, func(r record) error { return r.validate() }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func checkHistory(v view, n counters, services map[string]Service) error {
 	var entries, size, last uint64
 	versions := map[string]bool{}
@@ -146,3 +154,5 @@ func cutPair(key []byte) (a, b string, ok bool) {
 }
 
 func addrPort(text string) netip.AddrPort { return netip.MustParseAddrPort(text) }
+
+func mustAddr(text string) netip.Addr { return netip.MustParseAddr(text) }

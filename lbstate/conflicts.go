@@ -69,6 +69,9 @@ func (t *txn) conflicts(c *change) ([]Fault, error) {
 		}
 	}
 	target := func(path string, addr netip.Addr) error {
+		if addr == s.VIP {
+			f.add(path, addr, "", "is the service's own VIP")
+		}
 		other, err := t.other(vipsBucket, t.others.vips, addr, s.Name)
 		if other != "" {
 			f.add(path, addr, "", fmt.Sprintf("%s is the VIP of service %s; a VIP cannot be a backend", addr, other))

@@ -1,17 +1,12 @@
 package lbstate
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v2"
 )
 
 // MarshalText writes the duration as time.Duration does.
@@ -49,23 +44,15 @@ func decode(data []byte, most int, fields func(*object)) error {
 	if len(data) > most {
 		return syntax(fmt.Errorf("%d bytes; at most %d are read", len(data), most))
 	}
-	d := yaml.NewDecoder(bytes.NewReader(data)) // JSON is YAML
-	d.SetStrict(true)                           // no key twice
-	var read, more any
-	if err := d.Decode(&read); err != nil && !errors.Is(err, io.EOF) {
-		return syntax(err)
-	}
-	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
-		return syntax(errors.New("there is more after the object"))
-	}
-	root, err := plain(read)
+	m, err := parse(data)
 	if err != nil {
 		return syntax(err)
 	}
-	m, ok := root.(map[string]any)
-	if !ok {
-		return syntax(fmt.Errorf("an object is expected"))
-	}
+	return decodeTree(m, fields)
+}
+
+// decodeTree reads the fields of an object that was parsed.
+func decodeTree(m map[string]any, fields func(*object)) error {
 	r := &document{}
 	o := &object{r: r, m: m}
 	fields(o)
@@ -77,37 +64,6 @@ func decode(data []byte, most int, fields func(*object)) error {
 		return &ValidationError{r.invalid}
 	}
 	return nil
-}
-
-// plain is a YAML value as encoding/json would have it, with json.Number for
-// each number.
-func plain(v any) (any, error) {
-	switch v := v.(type) {
-	case map[any]any:
-		m := make(map[string]any, len(v))
-		for k, item := range v {
-			key, ok := k.(string)
-			if !ok {
-				return nil, fmt.Errorf("the key %s is not a text: put it in quotes", clip(k))
-			}
-			var err error
-			if m[key], err = plain(item); err != nil {
-				return nil, err
-			}
-		}
-		return m, nil
-	case []any:
-		for i := range v {
-			var err error
-			if v[i], err = plain(v[i]); err != nil {
-				return nil, err
-			}
-		}
-		return v, nil
-	case string, bool, nil:
-		return v, nil
-	}
-	return json.Number(fmt.Sprint(v)), nil
 }
 
 // object is one JSON object being read: each field that is asked for is taken
@@ -140,6 +96,9 @@ func field[T any](o *object, name, want string) (T, bool) {
 	if !ok {
 		var zero T
 		return zero, false
+	}
+	if w, ok := v.(word); ok {
+		v = w.as(*new(T))
 	}
 	t, is := v.(T)
 	if !is {
@@ -204,6 +163,9 @@ func (o *object) texts(name string) []string {
 	l, _ := field[[]any](o, name, "a list")
 	var texts []string
 	for i, v := range l {
+		if w, ok := v.(word); ok {
+			v = w.text
+		}
 		s, ok := v.(string)
 		if !ok {
 			o.r.fault(fmt.Sprintf("%s%s[%d]", o.path, name, i), v, "a text", "is not a text")
@@ -220,6 +182,9 @@ func (o *object) labels(name string) map[string]string {
 	}
 	labels := make(map[string]string, len(m))
 	for k, v := range m {
+		if w, ok := v.(word); ok {
+			v = w.text
+		}
 		s, ok := v.(string)
 		if !ok {
 			o.r.fault(o.path+name+"."+clip(k), v, "a text", "is not a text")

@@ -40,21 +40,36 @@ func DecodeSettings(data []byte) (s Settings, err error) {
 
 // decodeObject reads an object of a kind.
 func decodeObject(kind Kind, data []byte) (o Object, err error) {
+	read, err := objectReader(kind)
+	if err != nil {
+		return o, err
+	}
+	err = decode(data, maxObjectBytes, func(obj *object) { o = read(obj) })
+	return o, err
+}
+
+// decodeObjectTree reads an object of a kind that was parsed; m is used up.
+func decodeObjectTree(kind Kind, m map[string]any) (o Object, err error) {
+	read, err := objectReader(kind)
+	if err != nil {
+		return o, err
+	}
+	err = decodeTree(m, func(obj *object) { o = read(obj) })
+	return o, err
+}
+
+func objectReader(kind Kind) (func(*object) Object, error) {
 	switch kind {
 	case KindService:
-		s, err := DecodeService(data)
-		return Object{Service: &s}, err
+		return func(o *object) Object { s := o.service(); return Object{Service: &s} }, nil
 	case KindCheck:
-		c, err := DecodeCheck(data)
-		return Object{Check: &c}, err
+		return func(o *object) Object { c := o.sharedCheck(); return Object{Check: &c} }, nil
 	case KindProfile:
-		p, err := DecodeProfile(data)
-		return Object{Profile: &p}, err
+		return func(o *object) Object { p := o.profile(); return Object{Profile: &p} }, nil
 	case KindSettings:
-		s, err := DecodeSettings(data)
-		return Object{Settings: &s}, err
+		return func(o *object) Object { s := o.settings(); return Object{Settings: &s} }, nil
 	}
-	return o, unknownKind(kind)
+	return nil, unknownKind(kind)
 }
 
 func (o *object) revision() uint64 { return o.natural("revision", math.MaxInt64) }

@@ -89,5 +89,5 @@ type ServiceStatus struct {
 	InCharge bool            `json:"sorry_server_in_charge,omitempty"` // too few are healthy: the sorry server takes new connections
 	Backends []BackendStatus `json:"backends"`                         // shadows Service.Backends in JSON
 
-	encoded *encodedDesired
+	encoded *encoded // nil: of nobody's making but the caller's
 }

@@ -15,7 +15,7 @@ const DefaultWeight = 100
 // in, of the shared checks that it uses, by name, and of the stored health of
 // its backends; version is carried along.
 func Effective(s Service, checks map[string]SharedCheck, health map[netip.AddrPort]BackendHealth, version uint64) ServiceStatus {
-	st := ServiceStatus{Service: s, Version: version, Backends: make([]BackendStatus, 0, len(s.Backends)), encoded: &encodedDesired{}}
+	st := ServiceStatus{Service: s, Version: version, Backends: make([]BackendStatus, 0, len(s.Backends)), encoded: &encoded{}}
 	usable := 0
 	for _, b := range s.Backends {
 		bs := BackendStatus{Backend: b, Check: s.resolve(b, checks)}

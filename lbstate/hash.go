@@ -3,6 +3,7 @@ package lbstate
 import (
 	"cmp"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"net/netip"
@@ -158,19 +159,37 @@ func DesiredFromProto(p *lbstatepb.DesiredService) (DesiredService, error) {
 	return d, nil
 }
 
-// encodedDesired is what a service's directors are sent, encoded once for all.
-type encodedDesired struct {
-	once sync.Once
+// encoded is a service in the forms in which it is sent, made once for all.
+type encoded struct {
+	desired, json once
+}
+
+type once struct {
+	sync.Once
 	data []byte
 	err  error
+}
+
+func (o *once) get(make func() ([]byte, error)) ([]byte, error) {
+	o.Do(func() { o.data, o.err = make() })
+	return o.data, o.err
 }
 
 // EncodedDesired returns Desired(st).Proto() in protobuf's wire format. What a
 // Store returned encodes it once for all who ask: do not change it.
 func (st ServiceStatus) EncodedDesired() ([]byte, error) {
+	body := func() ([]byte, error) { return encode(Desired(st).Proto()) }
 	if st.encoded == nil {
-		return encode(Desired(st).Proto())
+		return body()
 	}
-	st.encoded.once.Do(func() { st.encoded.data, st.encoded.err = encode(Desired(st).Proto()) })
-	return st.encoded.data, st.encoded.err
+	return st.encoded.desired.get(body)
+}
+
+// EncodedJSON returns the service as JSON, made once as EncodedDesired is.
+func (st ServiceStatus) EncodedJSON() (json.RawMessage, error) {
+	body := func() ([]byte, error) { return json.Marshal(st) }
+	if st.encoded == nil {
+		return body()
+	}
+	return st.encoded.json.get(body)
 }

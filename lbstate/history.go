@@ -2,8 +2,10 @@ package lbstate
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
@@ -189,6 +191,76 @@ func (v view) entries(after, upTo uint64, fn func(revision uint64, entry *lbstat
 		}
 	}
 	return nil
+}
+
+// newest calls fn with the history's entries before a revision (0: all), newest
+// first, until fn returns false.
+func (v view) newest(before uint64, fn func(revision uint64, entry *lbstatepb.Change) bool) error {
+	if v.root == nil {
+		return nil
+	}
+	c := v.root.Bucket(historyBucket).Cursor()
+	k, data := c.Last()
+	if before != 0 {
+		if k, data = c.Seek(revisionKey(before)); k == nil {
+			k, data = c.Last()
+		}
+	}
+	for ; k != nil; k, data = c.Prev() {
+		if before != 0 && number(k) >= before {
+			continue
+		}
+		body, err := unseal(historyBucket, k, data)
+		if err != nil {
+			return err
+		}
+		var entry lbstatepb.Change
+		if err := unmarshal(historyBucket, k, body, &entry); err != nil {
+			return err
+		}
+		if !fn(number(k), &entry) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// ever lists the objects that exist, and those that the history still has a
+// form of, in the order of kinds, then by name.
+func (v view) ever() ([]Ref, error) {
+	seen := map[string]bool{}
+	if v.root == nil {
+		return nil, nil
+	}
+	c := v.root.Bucket(objectsBucket).Cursor()
+	for k, _ := c.First(); k != nil; k, _ = c.Next() {
+		seen[string(k)] = true
+	}
+	c = v.root.Bucket(versionsBucket).Cursor()
+	for k, _ := c.First(); k != nil; k, _ = c.Next() {
+		if len(k) < 9 {
+			return nil, damaged(versionsBucket, k, "is no name and revision")
+		}
+		seen[string(k[:len(k)-9])] = true
+	}
+	refs := make([]Ref, 0, len(seen))
+	for name := range seen {
+		ref, err := parseRef(name)
+		if err != nil {
+			return nil, damaged(objectsBucket, []byte(name), err.Error())
+		}
+		refs = append(refs, ref)
+	}
+	sortRefs(refs)
+	return refs, nil
+}
+
+// sortRefs sorts by kind, in the order in which objects are created, then by
+// name.
+func sortRefs(refs []Ref) {
+	slices.SortFunc(refs, func(a, b Ref) int {
+		return cmp.Or(cmp.Compare(slices.Index(kinds, a.Kind), slices.Index(kinds, b.Kind)), cmp.Compare(a.Name, b.Name))
+	})
 }
 
 // touched lists the objects that the configuration changed after a revision,

@@ -2,6 +2,7 @@ package lbstate
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"net/netip"
 	"testing"
@@ -26,19 +27,18 @@ type node struct {
 func newNode(t testing.TB) *node {
 	t.Helper()
 	state := New(Config{})
-	local, err := NewLocal(t.TempDir(), state)
+	local, err := newLocal(t.TempDir(), state, &bbolt.Options{NoSync: true}) // no test here is about power cuts
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := local.db.View(check); err != nil {
+		if err := local.db.View(func(tx *bbolt.Tx) error { return errors.Join(check(tx), checkValid(tx)) }); err != nil {
 			t.Errorf("the state contradicts itself: %v", err)
 		}
 		if err := local.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	local.db.NoSync = true // no test here is about power cuts
 	n := &node{Store: NewStore(state, local), local: local, clock: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	n.now = func() time.Time { return n.clock }
 	return n

@@ -90,7 +90,8 @@ func DigestState(tx *bbolt.Tx) (uint64, error) {
 	if root == nil {
 		return h.Sum64(), nil
 	}
-	return h.Sum64(), digestBucket(h, root)
+	err := digestBucket(h, root)
+	return h.Sum64(), err
 }
 
 func digestBucket(h hash.Hash64, b *bbolt.Bucket) error {

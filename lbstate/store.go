@@ -236,11 +236,12 @@ func (st *Store) ReportHealth(ctx context.Context, transitions []HealthTransitio
 
 // cut shortens a text to whole characters within a number of bytes.
 func cut(text string, most int) string {
-	if len(text) > most {
-		text = text[:most]
-		for len(text) > 0 && !utf8.RuneStart(text[len(text)-1]) {
-			text = text[:len(text)-1]
-		}
+	text = strings.ToValidUTF8(text, "\uFFFD")
+	if len(text) <= most {
+		return text
 	}
-	return strings.ToValidUTF8(text, "\uFFFD")
+	for most > 0 && !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most]
 }

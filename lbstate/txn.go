@@ -119,9 +119,14 @@ func objectOf(op *lbstatepb.Operation) (o Object, err error) {
 		return o, errors.New("operation of a kind that this program does not know")
 	}
 	if err != nil {
-		return o, refused{err}
+		return o, malformed(err)
 	}
 	return o, nil
+}
+
+// malformed refuses what no Store would have proposed.
+func malformed(err error) error {
+	return refused{&ValidationError{[]Fault{{Reason: err.Error()}}}}
 }
 
 func precondition(c *change, op *lbstatepb.Operation) error {
@@ -166,7 +171,7 @@ func (t *txn) putBackend(op *lbstatepb.Operation, p *lbstatepb.PutBackend) error
 	var a addrs
 	b := backendFrom(&a, p.GetBackend())
 	if a.err != nil {
-		return refused{a.err}
+		return malformed(a.err)
 	}
 	return t.edit(c, func(backends []Backend) ([]Backend, error) {
 		i := slices.IndexFunc(backends, func(o Backend) bool { return o.AddrPort() == b.AddrPort() })
@@ -189,7 +194,7 @@ func (t *txn) deleteBackend(op *lbstatepb.Operation, p *lbstatepb.DeleteBackend)
 	}
 	addr, ok := netip.AddrFromSlice(p.GetAddress())
 	if !ok {
-		return refused{fmt.Errorf("backend's address has %d bytes, not 4 or 16", len(p.GetAddress()))}
+		return malformed(fmt.Errorf("backend's address has %d bytes, not 4 or 16", len(p.GetAddress())))
 	}
 	key := netip.AddrPortFrom(addr, uint16(p.GetPort()))
 	return t.edit(c, func(backends []Backend) ([]Backend, error) {

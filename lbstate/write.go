@@ -55,7 +55,7 @@ func (st *Store) Transact(ctx context.Context, ops []Operation, o WriteOptions) 
 		if err != nil {
 			return BatchResult{}, err
 		}
-		res, err := st.propose(ctx, o, ops, &lbstatepb.Command{Kind: &lbstatepb.Command_Transaction{Transaction: tx}})
+		res, err := st.propose(ctx, o, ops, transactionCommand(tx))
 		var stale *staleError
 		if errors.As(err, &stale) {
 			if try < maxStale {
@@ -70,18 +70,17 @@ func (st *Store) Transact(ctx context.Context, ops []Operation, o WriteOptions) 
 	}
 }
 
+func transactionCommand(tx *lbstatepb.Transaction) *lbstatepb.Command {
+	return &lbstatepb.Command{Kind: &lbstatepb.Command_Transaction{Transaction: tx}}
+}
+
 // transaction validates operations, and makes a command's of them.
 func (st *Store) transaction(ctx context.Context, ops []Operation) (*lbstatepb.Transaction, []Fault, error) {
 	var found, warnings faults
 	several := len(ops) > 1
-	about := func(ref Ref, path string, f []Fault) []Fault {
-		for i := range f {
-			if several {
-				f[i].Object = ref.String()
-			}
-			if path != "" {
-				f[i].Path = path
-			}
+	about := func(ref Ref, f []Fault) []Fault {
+		if several {
+			return about(ref, f)
 		}
 		return f
 	}
@@ -98,10 +97,10 @@ func (st *Store) transaction(ctx context.Context, ops []Operation) (*lbstatepb.T
 			}
 			var invalid *ValidationError
 			if err := obj.validate(); errors.As(err, &invalid) {
-				found = append(found, about(obj.Ref(), "", invalid.Faults)...)
+				found = append(found, about(obj.Ref(), invalid.Faults)...)
 				continue
 			}
-			warnings = append(warnings, about(obj.Ref(), "", obj.warnings())...)
+			warnings = append(warnings, about(obj.Ref(), obj.warnings())...)
 			if obj.Service != nil {
 				puts[obj.Service.Name] = *obj.Service
 			}
@@ -121,7 +120,7 @@ func (st *Store) transaction(ctx context.Context, ops []Operation) (*lbstatepb.T
 			probe.Backends = []Backend{b}
 			var invalid *ValidationError
 			if err := probe.Validate(); errors.As(err, &invalid) {
-				found = append(found, about(ref, "", invalid.Faults)...)
+				found = append(found, about(ref, invalid.Faults)...)
 				continue
 			}
 			p.Operation = &lbstatepb.Operation_PutBackend{PutBackend: &lbstatepb.PutBackend{Service: ref.Name, Backend: b.proto(), Frame: frame}}

@@ -97,7 +97,7 @@ func (c *ipvsConn) do(ops []Op, errs map[int]error, at int) {
 		b = genl(b, ipvsCommands[op.Kind])
 		switch op.Kind {
 		case StartDaemon, StopDaemon:
-			return putNested(b, attrDaemon, func(b []byte) []byte { return putDaemon(b, op.Daemon) }), c.family, 0
+			return putNested(b, attrDaemon, func(b []byte) []byte { return putDaemon(b, *op.Daemon) }), c.family, 0
 		case Zero:
 			if op.Service.Key == (Key{}) {
 				return b, c.family, 0

@@ -230,7 +230,7 @@ func (k *linux) one(op Op) error {
 	case AddLink, SetAlias, LinkUp, DelLink:
 		return k.route.link(op)
 	case SetTimeouts:
-		return k.ipvs.setTimeouts(op.Timeouts)
+		return k.ipvs.setTimeouts(*op.Timeouts)
 	case SetChain, DelChain:
 		k.mu.Lock()
 		defer k.mu.Unlock()

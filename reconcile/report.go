@@ -27,6 +27,9 @@ type Report struct {
 	Took       time.Duration
 }
 
+// settled says that nothing is left to do, nor to wait for.
+func (r Report) settled() bool { return r.Converged && r.Draining == 0 && len(r.Collisions) == 0 }
+
 // Failure names an object that is not as desired.
 type Failure struct {
 	Object  string // "tcp/192.0.2.10:80", "tcp/192.0.2.10:80 -> 10.1.0.1:8080", "snat ipv4", ...

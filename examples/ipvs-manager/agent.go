@@ -45,7 +45,7 @@ type director struct {
 }
 
 func newDirector(cfg config, servers []string, who *identity.Source, log *zap.Logger) (*director, error) {
-	p, err := openPlane(cfg, log, reconcile.Available, func() (reconcile.Kernel, error) {
+	p, err := openPlane(cfg, reconcile.Available, func() (reconcile.Kernel, error) {
 		return reconcile.NewLinux(reconcile.LinuxConfig{})
 	})
 	if err != nil {

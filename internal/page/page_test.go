@@ -63,7 +63,7 @@ func TestServices(t *testing.T) {
 
 	a, b := newTarget(t), newTarget(t)
 	m.put("web", object{
-		"vip": "192.0.2.10", "port": 80, "scheduler": "wrr", "labels": object{"team": "shop"},
+		"vip": "192.0.2.10", "port": 80, "scheduler": "wrr", "labels": object{"team": "<b>shop</b>"},
 		"backends": []object{
 			{"address": "10.1.0.1", "port": 8080, "health_check": a.tcp()},
 			{"address": "10.1.0.2", "port": 8080, "weight": 50, "health_check": b.get("/up")},
@@ -75,7 +75,7 @@ func TestServices(t *testing.T) {
 	p.row("Backends of web", 1, "10.1.0.2:8080", "healthy", "50", "*")
 	p.row("Backends of web", 2, "10.1.0.3:8080", "draining", "0 of 30", "no check")
 	p.row("Backends of web", 3, "10.1.0.4:8080", "out of service", "0 of 100", "no check")
-	p.sees(".card", "web", "tcp 192.0.2.10:80", "scheduler wrr", "forwarding masq", "label team=shop", "2 of 4 in service")
+	p.sees(".card", "web", "tcp 192.0.2.10:80", "scheduler wrr", "forwarding masq", "label team=<b>shop</b>", "2 of 4 in service")
 	p.sees("#totals", "2 / 4", "none down", "1 / 1")
 	p.row("Agents", 0, "director0 | 127.0.0.1…", "converged", "*", "simulated", "*")
 
@@ -147,6 +147,12 @@ backends:
 	p.write("#editor-text", "name: [")
 	p.click("#editor", "Save")
 	p.sees("#editor-faults", "not JSON or YAML")
+	p.write("#editor-text", "{\n  \"vip\": x}")
+	p.click("#editor", "Save")
+	p.sees("#editor-faults", "not JSON, at line 2")
+	p.write("#editor-text", `{"labels": {"name": "other"}, "vip": "192.0.2.20"}`)
+	p.click("#editor", "Save")
+	p.sees("#editor-faults", "needs a name")
 	p.write("#editor-text", "vip: 192.0.2.20\n")
 	p.click("#editor", "Save")
 	p.sees("#editor-faults", "needs a name")
@@ -185,6 +191,14 @@ backends:
 	p.sees("#editor-faults", "read it again")
 	p.click("#editor", "Cancel")
 	p.row("Backends of shop", 0, "10.1.0.1:8080", "in service", "11", "no check")
+
+	p.click(".card", "Edit")
+	m.put("shop", object{"vip": "192.0.2.20", "port": 80, "backends": []object{{"address": "10.1.0.1", "port": 8080, "weight": 12}}})
+	p.click("#editor", "Delete")
+	p.click("#editor", "Delete: press again")
+	p.sees("#editor-faults", "read it again") // what is deleted is what is seen
+	p.click("#editor", "Cancel")
+	p.row("Backends of shop", 0, "10.1.0.1:8080", "in service", "12", "no check")
 
 	p.click(".card", "Edit")
 	p.click("#editor", "Delete")

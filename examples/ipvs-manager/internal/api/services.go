@@ -230,15 +230,21 @@ func backendKey(r *http.Request) (netip.AddrPort, *problem) {
 }
 
 func readOptions(r *http.Request) (lbstate.ReadOptions, *problem) {
-	text := r.URL.Query().Get("stale")
+	stale, p := flag(r, "stale")
+	return lbstate.ReadOptions{Stale: stale}, p
+}
+
+// flag is a yes or no of the query; no if it is missing.
+func flag(r *http.Request, name string) (bool, *problem) {
+	text := r.URL.Query().Get(name)
 	if text == "" {
-		return lbstate.ReadOptions{}, nil
+		return false, nil
 	}
-	stale, err := strconv.ParseBool(text)
+	is, err := strconv.ParseBool(text)
 	if err != nil {
-		return lbstate.ReadOptions{}, refused(http.StatusBadRequest, fmt.Sprintf("stale is %q; allowed: true, false", text))
+		return false, refused(http.StatusBadRequest, fmt.Sprintf("%s is %q; allowed: true, false", name, text))
 	}
-	return lbstate.ReadOptions{Stale: stale}, nil
+	return is, nil
 }
 
 // access is what a request does, which decides how its failure is told.
@@ -290,13 +296,20 @@ func tag(s lbstate.ServiceStatus) string { return fmt.Sprintf("%d.%d", s.Revisio
 func quote(tag string) string { return `"` + tag + `"` }
 
 // unmodified sets the entity tag, and answers alone where the caller has it.
+// YAML is another representation, so it has a tag of its own.
 func unmodified(w http.ResponseWriter, r *http.Request, tag string) bool {
-	w.Header().Set("ETag", quote(tag))
-	if r.Header.Get("If-None-Match") != quote(tag) {
-		return false
+	if wantsYAML(r) {
+		tag += ".yaml"
 	}
-	w.WriteHeader(http.StatusNotModified)
-	return true
+	w.Header().Set("ETag", quote(tag))
+	for known := range strings.SplitSeq(strings.Join(r.Header.Values("If-None-Match"), ","), ",") {
+		// Weakly compared (RFC 9110, 13.1.2): a proxy that compresses weakens tags.
+		if known = strings.TrimPrefix(strings.TrimSpace(known), "W/"); known == quote(tag) || known == "*" {
+			w.WriteHeader(http.StatusNotModified)
+			return true
+		}
+	}
+	return false
 }
 
 // failed turns an error of the store into a problem. It is here alone that

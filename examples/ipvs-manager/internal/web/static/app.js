@@ -163,7 +163,7 @@ function serversNote(all, heardOf) {
   return heardOf < all ? [`${all - heardOf} silent`, true] : [`leader ${cluster.leader}`, false];
 }
 
-const cards = new Map(); // name -> {json, node}: a card is made anew only when its service changed
+const cards = new Map(); // name -> {service, text, node}: a card is made anew only when its service changed
 
 function showServices() {
   const wanted = $("filter").value.trim().toLowerCase();
@@ -172,13 +172,12 @@ function showServices() {
   const shown = [];
   for (const name of names) {
     const s = services.get(name);
-    const json = JSON.stringify(s);
     let card = cards.get(name);
-    if (card?.json !== json) {
-      card = { json, node: serviceCard(s) };
+    if (card?.service !== s) {
+      card = { service: s, text: JSON.stringify(s).toLowerCase(), node: serviceCard(s) };
       cards.set(name, card);
     }
-    if (json.toLowerCase().includes(wanted)) shown.push(card.node);
+    if (card.text.includes(wanted)) shown.push(card.node);
   }
   for (const name of cards.keys()) if (!services.has(name)) cards.delete(name);
   if (names.length === 0) {

@@ -5,7 +5,7 @@ import { el } from "./dom.js";
 
 const $ = (id) => document.getElementById(id);
 const dialog = $("editor");
-let editing = null; // the name of the service, or null for a new one
+let editing = null; // the service, or null for a new one
 
 const example = `name: web
 vip: 192.0.2.10
@@ -18,7 +18,7 @@ backends:
 `;
 
 export function edit(service) {
-  editing = service?.name ?? null;
+  editing = service;
   $("editor-title").textContent = service ? `Service ${service.name}` : "New service";
   $("editor-hint").textContent = service
     ? "JSON or YAML, as the API takes it. It is saved only if no one else has changed the service meanwhile."
@@ -65,7 +65,7 @@ $("editor-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("editor-text").value;
   const json = text.trimStart().startsWith("{");
-  const name = editing ?? text.match(json ? /"name"\s*:\s*"([^"]*)"/ : /^name:\s*["']?([^"'\s#]*)/m)?.[1];
+  const name = editing?.name ?? nameIn(text, json);
   if (!name) {
     show(["The service needs a name."]);
     return;
@@ -76,6 +76,17 @@ $("editor-form").addEventListener("submit", (event) => {
   send("PUT", name, text, headers);
 });
 
+// nameIn finds the name, which the path of the request needs. Text that cannot
+// be read is sent all the same, since the server says best what is wrong with it.
+function nameIn(text, json) {
+  if (!json) return text.match(/^name:\s*["']?([^"'\s#]*)/m)?.[1];
+  try {
+    return JSON.parse(text).name;
+  } catch {
+    return text.match(/"name"\s*:\s*"([^"]*)"/)?.[1] ?? "unreadable";
+  }
+}
+
 let armed = null;
 $("editor-delete").addEventListener("click", () => {
   const button = $("editor-delete");
@@ -85,7 +96,7 @@ $("editor-delete").addEventListener("click", () => {
     return;
   }
   disarm();
-  send("DELETE", editing);
+  send("DELETE", editing.name, undefined, { "If-Match": `"${editing.revision}"` });
 });
 
 function disarm() {
