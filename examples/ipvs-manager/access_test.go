@@ -35,19 +35,19 @@ func freePorts(t *testing.T, n int) []int {
 	return ports
 }
 
-// output collects what a program prints.
-type output struct {
+// printed collects what a program prints.
+type printed struct {
 	mu  sync.Mutex // guards buf
 	buf bytes.Buffer
 }
 
-func (o *output) Write(p []byte) (int, error) {
+func (o *printed) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.buf.Write(p)
 }
 
-func (o *output) String() string {
+func (o *printed) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.buf.String()
@@ -57,7 +57,7 @@ func (o *output) String() string {
 func program(t *testing.T, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	out := &output{}
+	out := &printed{}
 	done := make(chan int, 1)
 	go func() { done <- run(ctx, args, out, out) }()
 	t.Cleanup(func() {
