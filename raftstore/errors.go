@@ -19,6 +19,7 @@ var (
 	ErrQuorum     = errors.New("the cluster would lose its quorum")
 
 	errLeaderChanged = errors.New("the leader changed before the command was applied")
+	errSnapshot      = errors.New("a snapshot came before the command was applied here")
 	errOutOfOrder    = errors.New("the command was overtaken by a later one on its way to the leader")
 )
 

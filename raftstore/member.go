@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -60,7 +61,7 @@ func (s *Store) Join(m Membership) error {
 
 // become makes an identity durable. The caller holds mu.
 func (s *Store) become(n nodeFile) error {
-	if err := n.save(s.cfg.Dir); err != nil {
+	if err := n.save(s.cfg.files, s.cfg.Dir); err != nil {
 		return err
 	}
 	s.node = n
@@ -92,8 +93,8 @@ func (s *Store) AddMember(ctx context.Context, m Member) (Membership, error) {
 		return Membership{}, fmt.Errorf("a member needs a name, a raft address and an incarnation: %+v", m)
 	}
 	var answer Membership
-	err := s.change(ctx, func(l *loop) (*raftpb.ConfChangeV2, *memberChange, error) {
-		for _, known := range l.members {
+	err := s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
+		for _, known := range l.applied.members {
 			if known.Incarnation == m.Incarnation {
 				answer = l.membership(known.ID)
 				return nil, nil, nil
@@ -111,23 +112,23 @@ func (s *Store) AddMember(ctx context.Context, m Member) (Membership, error) {
 		}
 		m.ID, m.Learner = randomID(), true
 		change := &memberChange{Nonce: randomID(), Put: &m}
-		cc := &raftpb.ConfChangeV2{}
-		for _, known := range l.members {
+		var changes []*raftpb.ConfChangeSingle
+		for _, known := range l.applied.members {
 			if known.Name != m.Name {
 				continue
 			}
-			silent := time.Since(l.lastHeard[known.ID])
+			silent := l.now().Sub(l.lastHeard[known.ID])
 			limit := 10 * time.Duration(s.cfg.ElectionTicks) * s.cfg.TickInterval
 			if known.ID == l.self || known.RaftAddr != m.RaftAddr || silent < limit || !l.quorumWithout(known.ID) {
 				return nil, nil, fmt.Errorf("%w by the member at %s (%s)", ErrNameInUse, known.RaftAddr, known.HTTPAddr)
 			}
 			change.Remove = known.ID
-			cc.Changes = append(cc.Changes, single(raftpb.ConfChangeType_ConfChangeRemoveNode, known.ID))
+			changes = append(changes, single(raftpb.ConfChangeType_ConfChangeRemoveNode, known.ID))
 		}
-		cc.Changes = append(cc.Changes, single(raftpb.ConfChangeType_ConfChangeAddLearnerNode, m.ID))
+		changes = append(changes, single(raftpb.ConfChangeType_ConfChangeAddLearnerNode, m.ID))
 		answer = l.membership(m.ID)
 		answer.Members = append(answer.Members, m)
-		return cc, change, nil
+		return change, changes, nil
 	})
 	return answer, err
 }
@@ -135,7 +136,7 @@ func (s *Store) AddMember(ctx context.Context, m Member) (Membership, error) {
 // RemoveMember takes a member out of the cluster, for ever. It refuses to
 // remove the last voter, and what the quorum needs (ErrQuorum).
 func (s *Store) RemoveMember(ctx context.Context, name string) error {
-	return s.change(ctx, func(l *loop) (*raftpb.ConfChangeV2, *memberChange, error) {
+	return s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
 		m, ok := l.named(name)
 		if !ok {
 			return nil, nil, fmt.Errorf("%w: %q", ErrNoMember, name)
@@ -143,8 +144,8 @@ func (s *Store) RemoveMember(ctx context.Context, name string) error {
 		if !m.Learner && !l.quorumWithout(m.ID) {
 			return nil, nil, fmt.Errorf("%w without %s", ErrQuorum, name)
 		}
-		return &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeRemoveNode, m.ID)}},
-			&memberChange{Nonce: randomID(), Remove: m.ID}, nil
+		return &memberChange{Nonce: randomID(), Remove: m.ID},
+			[]*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeRemoveNode, m.ID)}, nil
 	})
 }
 
@@ -168,27 +169,25 @@ func (s *Store) TransferLeadership(ctx context.Context, name string) error {
 	return err
 }
 
-// change proposes what plan says and waits until it is applied here.
-func (s *Store) change(ctx context.Context, plan func(*loop) (*raftpb.ConfChangeV2, *memberChange, error)) error {
+// change proposes what plan says and waits until it is applied here. No change
+// gives nil.
+func (s *Store) change(ctx context.Context, plan func(*loop) (*memberChange, []*raftpb.ConfChangeSingle, error)) error {
 	done := make(chan error, 1)
 	if err := s.on(ctx, func(l *loop) {
 		if !l.leads() {
 			done <- ErrNotLeader
 			return
 		}
-		cc, change, err := plan(l)
-		if err != nil || cc == nil {
+		change, changes, err := plan(l)
+		if err != nil || change == nil {
 			done <- err
 			return
 		}
-		if cc.Context, err = json.Marshal(change); err == nil {
-			err = l.rn.ProposeConfChange(cc)
-		}
-		if err != nil {
-			done <- notApplied(err)
-			return
-		}
 		l.changes[change.Nonce] = done
+		if err := l.proposeChange(change, changes...); err != nil {
+			delete(l.changes, change.Nonce)
+			done <- notApplied(err)
+		}
 	}); err != nil {
 		return err
 	}
@@ -202,6 +201,16 @@ func (s *Store) change(ctx context.Context, plan func(*loop) (*raftpb.ConfChange
 	}
 }
 
+// proposeChange hands a membership change to raft. One that raft replaces by an
+// empty entry, because another is pending, is an error.
+func (l *loop) proposeChange(change *memberChange, changes ...*raftpb.ConfChangeSingle) error {
+	context, err := json.Marshal(change)
+	if err != nil {
+		return err
+	}
+	return l.rn.ProposeConfChange(&raftpb.ConfChangeV2{Changes: changes, Context: context})
+}
+
 func single(kind raftpb.ConfChangeType, id uint64) *raftpb.ConfChangeSingle {
 	return &raftpb.ConfChangeSingle{Type: kind.Enum(), NodeId: proto.Uint64(id)}
 }
@@ -209,7 +218,7 @@ func single(kind raftpb.ConfChangeType, id uint64) *raftpb.ConfChangeSingle {
 func (l *loop) leads() bool { return l.rn.BasicStatus().Lead == l.self }
 
 func (l *loop) named(name string) (Member, bool) {
-	for _, m := range l.members {
+	for _, m := range l.applied.members {
 		if m.Name == name {
 			return m, true
 		}
@@ -219,7 +228,7 @@ func (l *loop) named(name string) (Member, bool) {
 
 func (l *loop) membership(id uint64) Membership {
 	answer := Membership{Cluster: l.s.Identity().Cluster, Member: id}
-	for _, m := range l.members {
+	for _, m := range l.applied.members {
 		answer.Members = append(answer.Members, m)
 	}
 	return answer
@@ -230,7 +239,7 @@ func (l *loop) membership(id uint64) Membership {
 func (l *loop) quorumWithout(id uint64) bool {
 	voters, active := 0, 0
 	st := l.rn.Status()
-	for _, m := range l.members {
+	for _, m := range l.applied.members {
 		if m.Learner || m.ID == id {
 			continue
 		}
@@ -245,10 +254,10 @@ func (l *loop) quorumWithout(id uint64) bool {
 // promote makes voters of the learners that have caught up. One at a time:
 // raft takes one change at a time.
 func (l *loop) promote() {
-	if !l.leads() || time.Since(l.promoted) < 10*l.s.cfg.TickInterval {
+	if !l.leads() || l.ticks-l.promoted < promoteTicks {
 		return
 	}
-	for _, m := range l.members {
+	for _, m := range l.applied.members {
 		if !m.Learner {
 			continue
 		}
@@ -257,17 +266,15 @@ func (l *loop) promote() {
 		if !known || p.State != tracker.StateReplicate || !p.RecentActive || p.Match+100 < st.GetCommit() {
 			continue
 		}
+		l.promoted = l.ticks
 		m.Learner = false
-		context, err := json.Marshal(memberChange{Nonce: randomID(), Put: &m})
-		if err != nil {
-			l.fatal = err
-			return
-		}
-		l.promoted = time.Now()
 		// Dropped while another change is pending: tried again later.
-		_ = l.rn.ProposeConfChange(&raftpb.ConfChangeV2{
-			Changes: []*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeAddNode, m.ID)}, Context: context,
-		})
+		if err := l.proposeChange(&memberChange{Nonce: randomID(), Put: &m}, single(raftpb.ConfChangeType_ConfChangeAddNode, m.ID)); err != nil {
+			l.s.log.Debug("promotion not taken", zap.String("member", m.Name), zap.Error(err))
+		}
 		return
 	}
 }
+
+// promoteTicks is how long a promotion that was proposed is given.
+const promoteTicks = 10
