@@ -119,8 +119,8 @@ func (b *bench) beside(ctx context.Context) error {
 			if found.Local > 0 {
 				failed["inconclusive"] += found.Local
 			}
-			checks, downs := int64(0), 0
-			u, downs, err = b.rival.run(ctx, b.checker, j, b.warm, b.window,
+			var checks int64
+			u, downs, err := b.rival.run(ctx, b.checker, j, b.warm, b.window,
 				func() error { n, err := b.taken(); checks = -n; return err },
 				func() error { n, err := b.taken(); checks += n; return err })
 			if err != nil {

@@ -115,7 +115,6 @@ func check(j job.Job, in *bufio.Scanner) error {
 	if err := e.Update(checks, nil); err != nil {
 		return err
 	}
-	checks = nil
 	done := make(chan error, 1)
 	go func() { done <- e.Run(context.Background()) }()
 	for e.Stats().Unknown > 0 {

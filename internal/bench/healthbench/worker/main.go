@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"github.com/ipvskit/ipvskit/internal/bench/healthbench/job"
 )
@@ -32,13 +33,15 @@ func run() error {
 	case "serve":
 		return serve(in)
 	case "busy":
+		var over atomic.Bool
 		go func() {
 			for in.Scan() {
 			}
-			os.Exit(0)
+			over.Store(true)
 		}()
-		for {
+		for !over.Load() {
 		}
+		return nil
 	case "check":
 		return check(j, in)
 	case "idle":
