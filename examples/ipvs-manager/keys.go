@@ -14,10 +14,11 @@ import (
 	"github.com/ipvskit/ipvskit/transport/identity"
 )
 
-// commands make keys and certificates; everything else is a role of the
+// commands are what is done once and ends; everything else is a role of the
 // program, given by flags.
 var commands = map[string]func(args []string, stdout io.Writer) error{
-	"keygen": keygen,
+	"cleanup": cleanup,
+	"keygen":  keygen,
 	"agent-cert": func(args []string, stdout io.Writer) error {
 		return issue("agent-cert", identity.RoleAgent, args, stdout)
 	},
@@ -29,7 +30,8 @@ var commands = map[string]func(args []string, stdout io.Writer) error{
 	},
 }
 
-const commandsHelp = `Keys and certificates (each has --help):
+const commandsHelp = `Commands (each has --help):
+  cleanup         remove from this host's kernel all that an agent has programmed, and nothing else
   keygen          make the key of a cluster, or with --rotate and --retire replace it without a stop
   agent-cert      make the credential of a director
   operator-cert   make the credential of a person or program that uses the HTTP API
