@@ -497,6 +497,10 @@ func (l *loop) step(m *raftpb.Message) error {
 		}
 	case raftpb.MessageType_MsgSnap:
 		return nil // these come as streams alone
+	case raftpb.MessageType_MsgReadIndex:
+		if l.behind() {
+			return nil // it asks again
+		}
 	case raftpb.MessageType_MsgTransferLeader, raftpb.MessageType_MsgForgetLeader, raftpb.MessageType_MsgHup, raftpb.MessageType_MsgBeat,
 		raftpb.MessageType_MsgUnreachable, raftpb.MessageType_MsgSnapStatus, raftpb.MessageType_MsgCheckQuorum:
 		return nil // local matters; no peer has a say in them

@@ -41,6 +41,13 @@ type Config struct {
 	// ARPQuiet keeps this host from answering ARP for the VIPs, for several
 	// directors or real servers on one segment (arp_ignore=1, arp_announce=2).
 	ARPQuiet bool
+	// SoleDirector says that no other host carries these VIPs. Otherwise a VIP to
+	// which clients on a segment of this host come by ARP is warned of.
+	SoleDirector bool
+	// ProtectVIPs rejects new connections to whatever no service has on a VIP: it
+	// is an address of this host, so the host's own listeners answer there
+	// otherwise. It needs connection tracking, and a rule for each port.
+	ProtectVIPs bool
 	// LeaveSysctls names settings that are left as they are even where a service
 	// needs another value ("net/ipv4/ip_forward"); "*" leaves all.
 	LeaveSysctls []string

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -41,6 +42,11 @@ func (m SNATMode) String() string {
 type Desired struct {
 	Revision uint64 // comes back in the Report; not interpreted
 	Services []DesiredService
+	// Timeouts of IPVS, for all services of the namespace, also those of others.
+	Timeouts Timeouts
+	// Daemons that share connections with other directors, at most one of each
+	// role. One that runs and that we did not start is left alone.
+	Daemons []SyncDaemon
 }
 
 // DesiredService is a service with all its destinations. A destination that is
@@ -50,6 +56,49 @@ type DesiredService struct {
 	Name         string // for reports; may be empty
 	SNAT         SNATMode
 	Destinations []Destination
+	// Until says from when on a destination is gone, with what connections it then
+	// has: for a drain by weight 0 with a deadline of its own. Those that are not
+	// named stay.
+	Until map[netip.AddrPort]time.Time
+}
+
+// same says whether d asks for what o asks for. Those that have times to keep are
+// never the same.
+func (d Desired) same(o Desired) bool {
+	return d.Timeouts == o.Timeouts && slices.Equal(d.Daemons, o.Daemons) &&
+		slices.EqualFunc(d.Services, o.Services, func(a, b DesiredService) bool {
+			return a.Service == b.Service && a.SNAT == b.SNAT && a.Name == b.Name && len(a.Until) == 0 && len(b.Until) == 0 &&
+				slices.Equal(a.Destinations, b.Destinations)
+		})
+}
+
+// clone shares nothing with d that could be changed.
+func (d Desired) clone() Desired {
+	d.Daemons = slices.Clone(d.Daemons)
+	d.Services = slices.Clone(d.Services)
+	n := 0
+	for i := range d.Services {
+		n += len(d.Services[i].Destinations)
+	}
+	all := make([]Destination, 0, n)
+	for i := range d.Services {
+		s := &d.Services[i]
+		at := len(all)
+		all = append(all, s.Destinations...)
+		s.Destinations = all[at:len(all):len(all)]
+		s.Until = maps.Clone(s.Until)
+	}
+	return d
+}
+
+// masquerades says whether some destination answers through this director.
+func (s *DesiredService) masquerades() bool {
+	for i := range s.Destinations {
+		if s.Destinations[i].Forwarding == Masq {
+			return true
+		}
+	}
+	return false
 }
 
 // FromView makes what a director should have of lbstate's view. Services that
@@ -108,6 +157,7 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 		out.Flags |= Persistent
 		out.Timeout = time.Duration(p.Timeout)
 		out.Prefix = p.Prefix
+		out.Engine = p.Engine
 	}
 	switch in.SNAT {
 	case lbstate.SNATLocal, "":
@@ -121,7 +171,10 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 	}
 	out.Destinations = make([]Destination, len(in.Backends))
 	for i, b := range in.Backends {
-		d := Destination{Addr: b.Address, Port: b.Port, Weight: uint32(max(0, b.Weight))}
+		d := Destination{
+			Addr: b.Address, Port: b.Port, Weight: uint32(max(0, b.Weight)),
+			Upper: uint32(max(0, b.UpperThreshold)), Lower: uint32(max(0, b.LowerThreshold)),
+		}
 		switch b.Forwarding {
 		case lbstate.Masq, "":
 			d.Forwarding = Masq
@@ -129,12 +182,47 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 			d.Forwarding = DR
 		case lbstate.Tunnel:
 			d.Forwarding = Tunnel
+			if err := d.encapsulate(b.Tunnel); err != nil {
+				return out, fmt.Errorf("tunnel to %s: %w", d.AddrPort(), err)
+			}
 		default:
 			return out, fmt.Errorf("forwarding of %s is %q; masq, dr or tunnel can be programmed", d.AddrPort(), b.Forwarding)
 		}
 		out.Destinations[i] = d
+		if !b.DrainUntil.IsZero() {
+			if out.Until == nil {
+				out.Until = map[netip.AddrPort]time.Time{}
+			}
+			out.Until[d.AddrPort()] = b.DrainUntil
+		}
 	}
 	return out, nil
+}
+
+// encapsulate says how a tunnel wraps packets; nil: in IP alone.
+func (d *Destination) encapsulate(t *lbstate.TunnelOptions) error {
+	if t == nil {
+		return nil
+	}
+	switch t.Type {
+	case lbstate.IPIP, "":
+	case lbstate.GUE:
+		d.Encap, d.EncapPort = GUE, uint16(t.Port)
+	case lbstate.GRE:
+		d.Encap = GRE
+	default:
+		return fmt.Errorf("type is %q; ipip, gue or gre can be programmed", t.Type)
+	}
+	switch t.Checksum {
+	case lbstate.ChecksumNone, "":
+	case lbstate.ChecksumOn:
+		d.EncapFlags = TunnelChecksum
+	case lbstate.ChecksumRemote:
+		d.EncapFlags = TunnelRemoteChecksum
+	default:
+		return fmt.Errorf("checksum is %q; none, on or remote can be programmed", t.Checksum)
+	}
+	return nil
 }
 
 // schedulerFlag is the kernel's bit of a flag's name: sh and mh use the same two.
@@ -150,9 +238,43 @@ func schedulerFlag(name string) (Flags, error) {
 	return 0, fmt.Errorf("scheduler flag %q is not known; sh-fallback, sh-port, mh-fallback, mh-port, flag-1, flag-2 and flag-3 are", name)
 }
 
-// normal is d in the kernel's terms and sorted, without the services that must
-// not be programmed: those come back as failures. d itself is not changed.
-func (c Config) normal(d Desired) ([]DesiredService, []Failure) {
+// wanted is a Desired in the kernel's terms and sorted, without what must not be
+// programmed.
+type wanted struct {
+	services []DesiredService // by key
+	timeouts Timeouts
+	daemons  []SyncDaemon
+}
+
+func (w *wanted) service(k Key) *DesiredService {
+	i, ok := slices.BinarySearchFunc(w.services, k, func(s DesiredService, k Key) int { return s.Key.Compare(k) })
+	if !ok {
+		return nil
+	}
+	return &w.services[i]
+}
+
+// next is the first time after t at which a destination's own time ends.
+func (w *wanted) next(t time.Time) (first time.Time, ok bool) {
+	for i := range w.services {
+		for _, until := range w.services[i].Until {
+			if until.After(t) && (!ok || until.Before(first)) {
+				first, ok = until, true
+			}
+		}
+	}
+	return first, ok
+}
+
+// normal gives what can be programmed of d, and the rest as failures. d itself is
+// not changed.
+func (c Config) normal(d Desired) (*wanted, []Failure) {
+	services, failures := c.normalServices(d)
+	timeouts, daemons, unusable := checkDirector(d)
+	return &wanted{services, timeouts, daemons}, append(failures, unusable...)
+}
+
+func (c Config) normalServices(d Desired) ([]DesiredService, []Failure) {
 	services := make([]DesiredService, 0, len(d.Services))
 	var failures []Failure
 	refuse := func(s *DesiredService, err error) {
@@ -240,6 +362,12 @@ func (c Config) check(s *DesiredService) error {
 		return fmt.Errorf("a persistence timeout without persistence")
 	case s.Flags&Persistent != 0 && s.Timeout == 0:
 		return fmt.Errorf("persistence needs a timeout of at least 1s")
+	case s.Engine != "" && s.Flags&Persistent == 0:
+		return fmt.Errorf("a persistence engine without persistence")
+	case len(s.Engine) > 15:
+		return fmt.Errorf("persistence engine %q: a name of at most 15 characters is possible", s.Engine)
+	case s.Engine == "sip" && s.Protocol != UDP && s.FWMark == 0:
+		return fmt.Errorf("persistence engine sip is for udp")
 	case s.Flags&OnePacket != 0 && s.Protocol != UDP && s.FWMark == 0:
 		return fmt.Errorf("one-packet scheduling is for udp")
 	}

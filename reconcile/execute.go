@@ -12,22 +12,21 @@ import (
 
 // execution carries out one plan, stage by stage.
 type execution struct {
-	r        *Reconciler
-	services []DesiredService // by key
-	gated    bool             // leave out what failed lately
+	r     *Reconciler
+	gated bool // leave out what failed lately
 	// What became of each object, for the stages that depend on earlier ones.
 	badService map[Key]bool
 	badDest    map[destination]bool
 	failed     map[string]bool
 
-	done     []Op // without an error
-	tried    []Op
+	done     []*Op // without an error
+	tried    []*Op
 	failures []Failure
 }
 
-func (r *Reconciler) execute(ctx context.Context, p *plan, services []DesiredService, gated bool) *execution {
+func (r *Reconciler) execute(ctx context.Context, p *plan, gated bool) *execution {
 	e := &execution{
-		r: r, services: services, gated: gated,
+		r: r, gated: gated,
 		badService: map[Key]bool{}, badDest: map[destination]bool{}, failed: map[string]bool{},
 	}
 	e.stage(ctx, p.host, nil)
@@ -36,14 +35,6 @@ func (r *Reconciler) execute(ctx context.Context, p *plan, services []DesiredSer
 	e.stage(ctx, p.bind, func(op *Op) bool { return op.Kind != AddAddress || e.serves(op.Addr) })
 	e.stage(ctx, p.remove, nil)
 	return e
-}
-
-func (e *execution) service(k Key) *DesiredService {
-	i, ok := slices.BinarySearchFunc(e.services, k, func(s DesiredService, k Key) int { return s.Key.Compare(k) })
-	if !ok {
-		return nil
-	}
-	return &e.services[i]
 }
 
 // stage carries out those operations that may be.
@@ -70,12 +61,13 @@ func (e *execution) stage(ctx context.Context, ops []Op, may func(*Op) bool) {
 		return
 	}
 	errs := e.r.cfg.Kernel.Do(ctx, batch)
+	e.tried, e.done = slices.Grow(e.tried, len(batch)), slices.Grow(e.done, len(batch))
 	for i := range batch {
-		e.note(batch[i], errs[i])
+		e.note(&batch[i], errs[i])
 	}
 }
 
-func (e *execution) note(op Op, err error) {
+func (e *execution) note(op *Op, err error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return // not tried
 	}
@@ -83,20 +75,20 @@ func (e *execution) note(op Op, err error) {
 	e.r.cfg.Metrics.Operated(op.Kind, err)
 	if err == nil {
 		e.done = append(e.done, op)
-		e.r.succeeded(op)
+		e.r.succeeded(*op)
 		return
 	}
 	// Destinations fail with their service: one failure says it.
 	if op.Kind == AddDestination && e.badService[op.Service.Key] {
 		return
 	}
-	e.mark(op)
-	f := Failure{Object: op.Object(), Op: op.Kind.String(), Err: explain(op, err)}
-	if w := e.service(op.Service.Key); w != nil {
+	e.mark(*op)
+	f := Failure{Object: op.Object(), Op: op.Kind.String(), Err: explain(*op, err)}
+	if w := e.r.want.service(op.Service.Key); w != nil {
 		f.Service = w.Name
 	}
 	e.report(f)
-	e.r.fail(op, f)
+	e.r.fail(*op, f)
 }
 
 func (e *execution) report(f Failure) {
@@ -129,7 +121,7 @@ func (e *execution) mayLower() func(*Op) bool {
 		ok, judged := verdict[k]
 		if !judged {
 			ok = true
-			if w := e.service(k); w != nil {
+			if w := e.r.want.service(k); w != nil {
 				ok = e.keepsWeight(w)
 			}
 			verdict[k] = ok
@@ -158,9 +150,10 @@ func (e *execution) keepsWeight(w *DesiredService) bool {
 // binding it would only draw packets to this host's own ports.
 func (e *execution) serves(vip netip.Addr) bool {
 	first := Key{Family: FamilyOf(vip), Addr: vip}
-	i, _ := slices.BinarySearchFunc(e.services, first, func(s DesiredService, k Key) int { return s.Key.Compare(k) })
-	for ; i < len(e.services) && e.services[i].Addr == vip; i++ {
-		if !e.badService[e.services[i].Key] {
+	services := e.r.want.services
+	i, _ := slices.BinarySearchFunc(services, first, func(s DesiredService, k Key) int { return s.Key.Compare(k) })
+	for ; i < len(services) && services[i].Addr == vip; i++ {
+		if !e.badService[services[i].Key] {
 			return true
 		}
 	}

@@ -5,61 +5,71 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
 )
 
-// filter is the packet filter of one family, by the iptables programs that may
-// reach it. Which of them works shows only when one writes: the nft variant
-// lists an empty table nat on a kernel that has none.
+// filter is the packet filter for one of our chains, by the iptables programs
+// that may reach it. Which of them works shows only when one writes: the nft
+// variant lists an empty table nat on a kernel that has none.
 type filter struct {
-	family   Family
+	key      ChainKey
 	programs []program // what may work; only the first once it holds our chain
+	jumps    bool      // when last read
 }
 
 type program struct {
+	key     ChainKey
 	ipt     *iptables.IPTables
 	restore string
 }
 
-const natTable, postrouting = "nat", "POSTROUTING"
-
-// findFilter looks for programs that can read table nat here. One that holds our
-// chain already is taken alone, so that a changed default leaves no second
-// chain behind.
-func findFilter(f Family, name string) (*filter, error) {
+// findFilter looks for programs that can read the chain's table here. One that
+// holds our chain already is taken alone, so that a changed default leaves no
+// second chain behind.
+func findFilter(k ChainKey, name string) (*filter, error) {
 	base, proto := "iptables", iptables.ProtocolIPv4
-	if f == IPv6 {
+	if k.Family == IPv6 {
 		base, proto = "ip6tables", iptables.ProtocolIPv6
 	}
 	names := []string{base, base + "-nft", base + "-legacy"}
 	if name != "" {
 		names = []string{name}
 	}
-	found := &filter{family: f}
+	found := &filter{key: k}
 	var errs []error
+	same := map[string]bool{} // iptables is one of the two others, by a link
 	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			if path, err = filepath.EvalSymlinks(path); err == nil {
+				if same[path] {
+					continue
+				}
+				same[path] = true
+			}
+		}
 		ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Path(name), iptables.Timeout(5))
 		if err != nil {
 			errs = append(errs, brief(name, err))
 			continue
 		}
-		p := program{ipt, name + "-restore"}
-		chains, err := ipt.ListChains(natTable)
+		p := program{k, ipt, name + "-restore"}
+		chains, err := ipt.ListChains(k.Table.String())
 		if err != nil {
 			errs = append(errs, brief(name, err))
 			continue
 		}
-		if slices.Contains(chains, ChainName) {
+		if slices.Contains(chains, k.Name()) {
 			found.programs = []program{p}
 			return found, nil
 		}
 		found.programs = append(found.programs, p)
 	}
 	if len(found.programs) == 0 {
-		return nil, fmt.Errorf("no packet filter with table nat can be read here: %w", errors.Join(errs...))
+		return nil, fmt.Errorf("no packet filter with table %s can be read here: %w", k.Table, errors.Join(errs...))
 	}
 	return found, nil
 }
@@ -69,16 +79,26 @@ func brief(program string, err error) error {
 	return fmt.Errorf("%s: %s", program, strings.Join(strings.Fields(err.Error()), " "))
 }
 
+// jump is the rule of the hook that leads to our chain. Protection comes before
+// whatever else is accepted there, and is about new connections alone.
+func (k ChainKey) jump() (command string, rule []string) {
+	if k.Table == Filter {
+		return "-I", []string{"-m", "conntrack", "--ctstate", "NEW", "-j", k.Name()}
+	}
+	return "-A", []string{"-j", k.Name()}
+}
+
 func (f *filter) read() (Chain, error) {
-	c := Chain{Family: f.family}
-	ipt := f.programs[0].ipt
-	lines, err := ipt.List(natTable, ChainName)
+	c := Chain{ChainKey: f.key}
+	p := f.programs[0]
+	f.jumps = false
+	lines, err := p.ipt.List(f.key.Table.String(), f.key.Name())
 	var failed *iptables.Error
 	if errors.As(err, &failed) && failed.ExitStatus() == 1 {
 		return c, nil // no such chain
 	}
 	if err != nil {
-		return c, brief("read chain "+ChainName, err)
+		return c, brief("read chain "+f.key.Name(), err)
 	}
 	c.Exists = true
 	for _, line := range lines {
@@ -86,19 +106,20 @@ func (f *filter) read() (Chain, error) {
 			c.Rules = append(c.Rules, ParseRule(line))
 		}
 	}
-	if c.Jump, err = ipt.Exists(natTable, postrouting, "-j", ChainName); err != nil {
-		return c, brief("read chain "+postrouting, err)
+	_, jump := f.key.jump()
+	if c.Jump, err = p.ipt.Exists(f.key.Table.String(), f.key.Hook(), jump...); err != nil {
+		return c, brief("read chain "+f.key.Hook(), err)
 	}
+	f.jumps = c.Jump
 	return c, nil
 }
 
-// replace is one transaction: no packet sees half a chain.
 func (f *filter) replace(rules []Rule) error {
 	var errs []error
 	for _, p := range f.programs {
-		err := p.replace(rules)
+		err := p.replace(rules, f.jumps)
 		if err == nil {
-			f.programs = []program{p}
+			f.programs, f.jumps = []program{p}, true
 			return nil
 		}
 		errs = append(errs, err)
@@ -106,24 +127,25 @@ func (f *filter) replace(rules []Rule) error {
 	return errors.Join(errs...)
 }
 
-func (p program) replace(rules []Rule) error {
-	jump, err := p.ipt.Exists(natTable, postrouting, "-j", ChainName)
-	if err != nil {
-		jump = false // without the chain there is no jump to it
-	}
-	var in bytes.Buffer
-	// Naming the chain empties it, or makes it; --noflush keeps all others.
-	fmt.Fprintf(&in, "*%s\n:%s - [0:0]\n", natTable, ChainName)
+func (p program) replace(rules []Rule, jumps bool) error {
+	var b strings.Builder
 	for _, r := range rules {
-		fmt.Fprintf(&in, "-A %s %s\n", ChainName, r)
+		fmt.Fprintf(&b, "-A %s %s\n", p.key.Name(), r)
 	}
-	if !jump {
-		fmt.Fprintf(&in, "-A %s -j %s\n", postrouting, ChainName)
+	if !jumps {
+		command, rule := p.key.jump()
+		fmt.Fprintf(&b, "%s %s %s\n", command, p.key.Hook(), strings.Join(rule, " "))
 	}
-	in.WriteString("COMMIT\n")
+	return p.transaction(b.String())
+}
+
+// transaction changes our chain, which is made empty first, and the hook: no
+// packet sees half of it. All other chains stay as they are.
+func (p program) transaction(lines string) error {
+	in := fmt.Sprintf("*%s\n:%s - [0:0]\n%sCOMMIT\n", p.key.Table, p.key.Name(), lines)
 	var complaint bytes.Buffer
 	cmd := exec.Command(p.restore, "--noflush", "-w", "5")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = &in, &complaint, &complaint
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(in), &complaint, &complaint
 	if err := cmd.Run(); err != nil {
 		text := strings.Join(strings.Fields(complaint.String()), " ")
 		return fmt.Errorf("%s: %w: %.300s", p.restore, err, text)
@@ -136,14 +158,10 @@ func (f *filter) remove() error {
 	if err != nil || !c.Exists {
 		return err
 	}
-	ipt := f.programs[0].ipt
+	var lines string
 	if c.Jump {
-		if err := ipt.Delete(natTable, postrouting, "-j", ChainName); err != nil {
-			return brief("remove the jump to "+ChainName, err)
-		}
+		_, rule := f.key.jump()
+		lines = fmt.Sprintf("-D %s %s\n", f.key.Hook(), strings.Join(rule, " "))
 	}
-	if err := ipt.ClearAndDeleteChain(natTable, ChainName); err != nil {
-		return brief("remove chain "+ChainName, err)
-	}
-	return nil
+	return f.programs[0].transaction(lines + "-X " + f.key.Name() + "\n")
 }

@@ -14,7 +14,7 @@ func (c Config) settings(services []DesiredService) []setting {
 	for i := range services {
 		s := &services[i]
 		persistent = persistent || s.Flags&Persistent != 0
-		if !slices.ContainsFunc(s.Destinations, func(d Destination) bool { return d.Forwarding == Masq }) {
+		if !s.masquerades() {
 			continue
 		}
 		masq4 = masq4 || s.Family == IPv4
@@ -57,75 +57,129 @@ func (c Config) planSysctls(p *plan, services []DesiredService, a *Actual) {
 			for _, l := range a.links {
 				name := acceptRA(l.Name)
 				if a.Sysctls[name] == "1" {
-					c.planSysctl(p, &p.host, a, name, "2", "forwarding must not end autoconfiguration by router advertisements")
+					c.planSysctl(&p.host, a, name, "2", "forwarding must not end autoconfiguration by router advertisements")
 				}
 			}
 		}
-		c.planSysctl(p, &p.host, a, s.name, s.value, s.why)
+		c.planSysctl(&p.host, a, s.name, s.value, s.why)
 	}
 }
 
+func keepAddresses(link string) string { return "net/ipv6/conf/" + link + "/keep_addr_on_down" }
+
 func acceptRA(link string) string { return "net/ipv6/conf/" + link + "/accept_ra" }
 
-func (c Config) planSysctl(_ *plan, stage *[]Op, a *Actual, name, value, why string) {
+func (c Config) planSysctl(stage *[]Op, a *Actual, name, value, why string) {
 	if c.leaves(name) || a.Sysctls[name] == value {
 		return
 	}
 	*stage = append(*stage, Op{Kind: SetSysctl, Name: name, Value: value, Why: why})
 }
 
-// planChains brings up our chain with what is there and what is wanted: rules
-// that go, go last.
+// planChains brings our chains up to what is wanted in front of what is there:
+// what goes, goes last.
 func (c Config) planChains(p *plan, services []DesiredService, a *Actual) {
-	for _, f := range []Family{IPv4, IPv6} {
-		rules := snatRules(f, services, a.Foreign)
-		if len(rules) == 0 {
+	for _, k := range allChains {
+		before, _ := c.chainRules(p, k, services, a)
+		if len(before) == 0 {
 			continue
 		}
-		if err := a.chainErrs[f]; err != nil {
-			p.failures = append(p.failures, Failure{Object: "snat " + f.String(), Op: "read chain", Err: fmt.Errorf(
-				"%w; connections that need SNAT get no answer until the packet filter works (packages iptables and kmod; or snat: off)", err)})
+		if err := a.chainErrs[k]; err != nil {
+			p.failures = append(p.failures, Failure{Object: k.String(), Op: "read chain", Err: chainError(k, err)})
 			continue
 		}
-		have := a.Chains[f]
-		if missing(rules, have.Rules) || !have.Exists || !have.Jump {
-			union := slices.Clone(rules)
-			for _, r := range have.Rules {
-				if !slices.Contains(rules, r) {
-					union = append(union, r)
-				}
-			}
-			p.host = append(p.host, Op{Kind: SetChain, Chain: &Chain{Family: f, Rules: union}})
+		have := a.Chains[k]
+		if !have.Exists || !have.Jump || !hasPrefix(have.Rules, before) {
+			p.host = append(p.host, Op{Kind: SetChain, Chain: &Chain{ChainKey: k, Rules: union(k, before, have.Rules)}})
 		}
 	}
 }
 
 // planChainRemovals takes away the rules that no service needs any more. The
-// chain stays, with the rule that keeps connection tracking alive.
+// chain for SNAT stays, with the rule that keeps connection tracking alive.
 func (c Config) planChainRemovals(p *plan, services []DesiredService, a *Actual) {
-	for _, f := range []Family{IPv4, IPv6} {
-		have := a.Chains[f]
-		if a.chainErrs[f] != nil || !have.Exists {
+	for _, k := range allChains {
+		have := a.Chains[k]
+		if a.chainErrs[k] != nil {
 			continue
 		}
-		rules := snatRules(f, services, a.Foreign)
-		if len(rules) == 0 {
-			rules = []Rule{pinnedRule(f)}
+		before, after := c.chainRules(p, k, services, a)
+		if !have.Exists && len(before) == 0 {
+			continue
 		}
-		if missing(have.Rules, rules) || len(snatRules(f, services, a.Foreign)) == 0 && (missing(rules, have.Rules) || !have.Jump) {
-			p.remove = append(p.remove, Op{Kind: SetChain, Chain: &Chain{Family: f, Rules: rules}})
+		switch {
+		case len(after) == 0 && k.Table == Filter:
+			p.remove = append(p.remove, Op{Kind: DelChain, Chain: &Chain{ChainKey: k}})
+			continue
+		case len(after) == 0:
+			after = []Rule{pinnedRule(k.Family)}
+		}
+		then := have.Rules // what the chain has once the first stage is done
+		if len(before) > 0 && !hasPrefix(then, before) {
+			then = union(k, before, then)
+		}
+		if !slices.Equal(then, after) || len(before) == 0 && !have.Jump {
+			p.remove = append(p.remove, Op{Kind: SetChain, Chain: &Chain{ChainKey: k, Rules: after}})
 		}
 	}
 }
 
-// missing says whether a rule of want is not in have.
-func missing(want, have []Rule) bool {
-	if len(want) < 8 {
-		return slices.ContainsFunc(want, func(r Rule) bool { return !slices.Contains(have, r) })
+// chainRules are a chain's rules while services change, and those after, when of
+// the services that nobody wants only the remaining ones are left.
+func (c Config) chainRules(p *plan, k ChainKey, services []DesiredService, a *Actual) (before, after []Rule) {
+	if k.Table == NAT {
+		rules, done := p.snat[k.Family]
+		if !done {
+			rules = snatRules(k.Family, services, a.Foreign)
+			p.snat[k.Family] = rules
+		}
+		return rules, rules
 	}
-	set := make(map[Rule]bool, len(have))
+	if !c.ProtectVIPs {
+		return nil, nil
+	}
+	// A service that goes is let through until it is gone.
+	keys := slices.Concat(a.Foreign, p.remaining)
+	for i := range services {
+		keys = append(keys, services[i].Key)
+	}
+	vips := protectedVIPs(services, a)
+	slices.SortFunc(keys, Key.Compare)
+	after = protectRules(k.Family, keys, vips)
+	for i := range a.Services {
+		keys = append(keys, a.Services[i].Key)
+	}
+	slices.SortFunc(keys, Key.Compare)
+	return protectRules(k.Family, slices.Compact(keys), vips), after
+}
+
+func chainError(k ChainKey, err error) error {
+	if k.Table == Filter {
+		return fmt.Errorf("%w; the VIPs are not protected until the packet filter works (packages iptables and kmod; or protection off)", err)
+	}
+	return fmt.Errorf("%w; connections that need SNAT get no answer until the packet filter works (packages iptables and kmod; or snat: off)", err)
+}
+
+func hasPrefix(rules, prefix []Rule) bool {
+	return len(rules) >= len(prefix) && slices.Equal(rules[:len(prefix)], prefix)
+}
+
+// union is wanted, then what else is there. In front, wanted rules decide what
+// both match; behind, old ones go on for what only they match. Old rejections
+// would be wrong for a VIP's new service, and are wanted again if they are.
+func union(k ChainKey, wanted, have []Rule) []Rule {
+	if k.Table == Filter {
+		return wanted
+	}
+	wantedSet := make(map[Rule]bool, len(wanted))
+	for _, r := range wanted {
+		wantedSet[r] = true
+	}
+	out := slices.Clone(wanted)
 	for _, r := range have {
-		set[r] = true
+		if !wantedSet[r] {
+			out = append(out, r)
+		}
 	}
-	return slices.ContainsFunc(want, func(r Rule) bool { return !set[r] })
+	return out
 }

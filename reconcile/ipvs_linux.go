@@ -1,22 +1,20 @@
 package reconcile
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/cloudflare/ipvs"
-	"github.com/cloudflare/ipvs/netmask"
 	"github.com/mdlayher/genetlink"
 	"golang.org/x/sys/unix"
 )
 
-// ipvsConn reads through cloudflare/ipvs and writes in batches of its own.
+// ipvsConn asks for IPVS's settings through cloudflare/ipvs; services it reads and
+// writes by messages of its own.
 type ipvsConn struct {
 	client ipvs.Client
 	batch  *batchConn
@@ -72,107 +70,6 @@ func (c *ipvsConn) close() {
 	}
 }
 
-func (c *ipvsConn) list(ctx context.Context) ([]ServiceState, error) {
-	services, err := c.client.Services()
-	if err != nil && !isEmpty(err) {
-		return nil, err
-	}
-	out := make([]ServiceState, 0, len(services))
-	for _, s := range services {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		state, err := c.withDestinations(s)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, state)
-	}
-	return out, nil
-}
-
-func (c *ipvsConn) get(k Key) (ServiceState, error) {
-	in, err := kernelKey(k)
-	if err != nil {
-		return ServiceState{}, err
-	}
-	s, err := c.client.Service(in)
-	if err != nil {
-		return ServiceState{}, err
-	}
-	return c.withDestinations(s)
-}
-
-func (c *ipvsConn) withDestinations(s ipvs.ServiceExtended) (ServiceState, error) {
-	out := ServiceState{Service: fromKernel(s.Service), Counters: countersOf(s.Stats64)}
-	ds, err := c.client.Destinations(s.Service)
-	if err != nil && !isEmpty(err) {
-		return out, fmt.Errorf("destinations of %s: %w", out.Key, err)
-	}
-	for _, d := range ds {
-		out.Destinations = append(out.Destinations, DestinationState{
-			Destination: Destination{
-				Addr: d.Address.Unmap(), Port: d.Port, Forwarding: Forwarding(d.FwdMethod), Weight: d.Weight,
-				Upper: d.UpperThreshold, Lower: d.LowerThreshold,
-				Encap: Encapsulation(d.TunnelType), EncapPort: d.TunnelPort, EncapFlags: TunnelFlags(d.TunnelFlags),
-			}.Normal(),
-			Active: d.ActiveConnections, Inactive: d.InactiveConnections, Persistent: d.PersistentConnections,
-			Counters: countersOf(d.Stats64),
-		})
-	}
-	return out, nil
-}
-
-// isEmpty tells the library's word for an empty list from the kernel's ENOENT,
-// which errors.Is(err, os.ErrNotExist) takes for the same.
-func isEmpty(err error) bool {
-	var errno syscall.Errno
-	return errors.Is(err, os.ErrNotExist) && !errors.As(err, &errno)
-}
-
-func kernelKey(k Key) (ipvs.Service, error) {
-	s := ipvs.Service{Port: k.Port, FWMark: k.FWMark, Protocol: ipvs.Protocol(k.Protocol)}
-	switch k.Family {
-	case IPv4:
-		s.Family, s.Netmask = ipvs.INET, netmask.MaskFrom(32, 32)
-	case IPv6:
-		s.Family, s.Netmask = ipvs.INET6, netmask.MaskFrom(128, 128)
-	default:
-		return s, fmt.Errorf("%s: %w", k.Family, syscall.EAFNOSUPPORT)
-	}
-	s.Address = k.Addr
-	return s, nil
-}
-
-func fromKernel(s ipvs.Service) Service {
-	out := Service{
-		Key:       Key{Family: IPv4, Protocol: Protocol(s.Protocol), Port: s.Port, FWMark: s.FWMark},
-		Scheduler: s.Scheduler, Flags: Flags(s.Flags), Timeout: time.Duration(s.Timeout) * time.Second,
-		Prefix: s.Netmask.Bits(),
-	}
-	if s.Family == ipvs.INET6 {
-		out.Family = IPv6
-	}
-	if s.FWMark == 0 {
-		out.Addr = s.Address.Unmap()
-	} else {
-		out.Protocol, out.Port = 0, 0
-	}
-	if out.Flags&Persistent == 0 {
-		out.Timeout = 0 // the kernel keeps what was given, without a use for it
-	}
-	return out.Normal()
-}
-
-func countersOf(s ipvs.Stats) Counters {
-	return Counters{
-		Connections: s.Connections, PacketsIn: s.IncomingPackets, PacketsOut: s.OutgoingPackets,
-		BytesIn: s.IncomingBytes, BytesOut: s.OutgoingBytes,
-		ConnectionRate: s.ConnectionRate, PacketRateIn: s.IncomingPacketRate, PacketRateOut: s.OutgoingPacketRate,
-		ByteRateIn: s.IncomingByteRate, ByteRateOut: s.OutgoingByteRate,
-	}
-}
-
 // Commands and attributes of linux/ip_vs.h.
 const (
 	cmdNewService, cmdSetService, cmdDelService = 1, 2, 3
@@ -190,16 +87,25 @@ const (
 var ipvsCommands = map[OpKind]byte{
 	AddService: cmdNewService, SetService: cmdSetService, DelService: cmdDelService,
 	AddDestination: cmdNewDest, SetDestination: cmdSetDest, DelDestination: cmdDelDest,
+	StartDaemon: cmdNewDaemon, StopDaemon: cmdDelDaemon, Zero: cmdZero,
 }
 
-// do carries out at most batchSize service and destination operations.
+// do carries out at most batchSize messages to IPVS.
 func (c *ipvsConn) do(ops []Op, errs map[int]error, at int) {
 	c.batch.do(len(ops), func(b []byte, i int) ([]byte, uint16, uint16) {
 		op := &ops[i]
-		b = append(b, ipvsCommands[op.Kind], 1, 0, 0) // generic netlink's header: command, version
+		b = genl(b, ipvsCommands[op.Kind])
+		switch op.Kind {
+		case StartDaemon, StopDaemon:
+			return putNested(b, attrDaemon, func(b []byte) []byte { return putDaemon(b, *op.Daemon) }), c.family, 0
+		case Zero:
+			if op.Service.Key == (Key{}) {
+				return b, c.family, 0
+			}
+		}
 		full := op.Kind == AddService || op.Kind == SetService
 		b = putNested(b, attrService, func(b []byte) []byte { return putService(b, op.Service, full) })
-		if op.Kind >= AddDestination {
+		if op.Kind >= AddDestination && op.Kind <= DelDestination {
 			b = putNested(b, attrDest, func(b []byte) []byte { return putDestination(b, op.Dest) })
 		}
 		return b, c.family, 0
@@ -225,6 +131,10 @@ func putService(b []byte, s Service, full bool) []byte {
 	}
 	s = s.Normal()
 	b = putAttr(b, svcScheduler, append([]byte(s.Scheduler), 0)...)
+	// Without the attribute the kernel takes an engine away.
+	if s.Engine != "" {
+		b = putAttr(b, svcEngine, append([]byte(s.Engine), 0)...)
+	}
 	// The flags, and which of them are given.
 	flags := binary.NativeEndian.AppendUint32(nil, uint32(s.Flags))
 	b = putAttr(b, svcFlags, append(flags, 0xff, 0xff, 0xff, 0xff)...)
@@ -249,6 +159,12 @@ func putDestination(b []byte, d Destination) []byte {
 	b = putAttr(b, dstEncap, byte(d.Encap))
 	b = putAttrPort(b, dstEncapPort, d.EncapPort)
 	return putAttr16(b, dstEncapFlags, uint16(d.EncapFlags))
+}
+
+func (c *ipvsConn) setTimeouts(t Timeouts) error {
+	return c.client.SetConfig(ipvs.Config{
+		TCPTimeout: uint32(t.TCP / time.Second), TCPFinTimeout: uint32(t.TCPFin / time.Second), UDPTimeout: uint32(t.UDP / time.Second),
+	})
 }
 
 // fingerprint reads the kernel's text list: 14 times as fast as netlink.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -91,6 +92,9 @@ type record struct {
 	Own     map[Key]bool          // ours on VIPs that another interface holds
 	Foreign map[Key]bool          // found on a VIP when it became ours: not ours
 	Drains  map[destination]Drain // still in the kernel, with weight 0
+	Daemons map[SyncRole]bool     // sync daemons that we started
+	// Protected: the chains of Config.ProtectVIPs may be there.
+	Protected bool
 }
 
 type destination struct {
@@ -99,7 +103,24 @@ type destination struct {
 }
 
 func newRecord() *record {
-	return &record{map[netip.Addr]bool{}, map[Key]bool{}, map[Key]bool{}, map[destination]Drain{}}
+	return &record{
+		VIPs: map[netip.Addr]bool{}, Own: map[Key]bool{}, Foreign: map[Key]bool{}, Drains: map[destination]Drain{},
+		Daemons: map[SyncRole]bool{},
+	}
+}
+
+func (r *record) clone() *record {
+	return &record{
+		maps.Clone(r.VIPs), maps.Clone(r.Own), maps.Clone(r.Foreign), maps.Clone(r.Drains), maps.Clone(r.Daemons), r.Protected,
+	}
+}
+
+func (r *record) equal(o *record) bool {
+	return maps.Equal(r.VIPs, o.VIPs) && maps.Equal(r.Own, o.Own) && maps.Equal(r.Foreign, o.Foreign) &&
+		maps.EqualFunc(r.Drains, o.Drains, func(a, b Drain) bool {
+			return a.Service == b.Service && a.Dest == b.Dest && a.Since.Equal(b.Since) && a.Deadline.Equal(b.Deadline)
+		}) &&
+		maps.Equal(r.Daemons, o.Daemons) && r.Protected == o.Protected
 }
 
 const recordVersion = 1
@@ -110,6 +131,9 @@ type recordJSON struct {
 	Own     []string     `json:"own,omitempty"`
 	Foreign []string     `json:"foreign,omitempty"`
 	Drains  []drainJSON  `json:"drains,omitempty"`
+	Daemons []SyncRole   `json:"daemons,omitempty"`
+
+	Protected bool `json:"protected,omitempty"`
 }
 
 type drainJSON struct {
@@ -134,6 +158,12 @@ func (r *record) encode() []byte {
 		return out
 	}
 	doc.Own, doc.Foreign = keys(r.Own), keys(r.Foreign)
+	doc.Protected = r.Protected
+	for _, role := range []SyncRole{SyncMaster, SyncBackup} {
+		if r.Daemons[role] {
+			doc.Daemons = append(doc.Daemons, role)
+		}
+	}
 	for _, d := range r.Drains {
 		doc.Drains = append(doc.Drains, drainJSON{d.Service.String(), d.Dest, d.Since.UTC(), d.Deadline.UTC()})
 	}
@@ -182,6 +212,10 @@ func decodeRecord(b []byte) (*record, error) {
 			}
 			p.to[k] = true
 		}
+	}
+	r.Protected = doc.Protected
+	for _, role := range doc.Daemons {
+		r.Daemons[role] = true
 	}
 	for _, d := range doc.Drains {
 		k, err := ParseKey(d.Service)

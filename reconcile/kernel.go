@@ -25,9 +25,11 @@ type Kernel interface {
 	Fingerprint(ctx context.Context) (uint64, error)
 	// Links lists the interfaces with their addresses.
 	Links(ctx context.Context) ([]Link, error)
-	// Chain reads our chain of family f in table nat. An error means that the
-	// packet filter of this family cannot be used here, and says why.
-	Chain(ctx context.Context, f Family) (Chain, error)
+	// IPVS reads timeouts and sync daemons.
+	IPVS(ctx context.Context) (IPVS, error)
+	// Chain reads one of our chains. An error means that the packet filter of this
+	// family cannot be used here, and says why.
+	Chain(ctx context.Context, k ChainKey) (Chain, error)
 	// Sysctl reads one setting by its path ("net/ipv4/ip_forward");
 	// fs.ErrNotExist if this kernel has none of that name.
 	Sysctl(ctx context.Context, name string) (string, error)
@@ -50,12 +52,12 @@ type Link struct {
 	Addresses []netip.Prefix // with their own bits, e.g. 192.0.2.10/32
 }
 
-// Chain is the packet filter's share of one family: our chain in table nat.
-type Chain struct {
-	Family Family
-	Exists bool
-	Jump   bool   // POSTROUTING jumps to it
-	Rules  []Rule // in order
+// Notifier is what a Kernel may have beside the rest: it tells of changes.
+type Notifier interface {
+	// Notify calls changed after interfaces or addresses changed, by whomever;
+	// many changes may be one call. It returns nil when ctx ends, or why it cannot
+	// tell. IPVS itself tells nobody, so a Notifier does not replace looking.
+	Notify(ctx context.Context, changed func()) error
 }
 
 // IsExist says that an object to be made is there already, the same or not.

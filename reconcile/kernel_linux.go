@@ -24,7 +24,7 @@ type linux struct {
 
 	mu      sync.Mutex
 	cfg     LinuxConfig
-	filters map[Family]*filter // guarded by mu, with what is in them; found when first needed
+	filters map[ChainKey]*filter // guarded by mu, with what is in them; found when first needed
 }
 
 // NewLinux opens the kernel's IPVS, interfaces and packet filter in the network
@@ -36,7 +36,7 @@ func NewLinux(cfg LinuxConfig) (Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reconcile: open the network namespace: %w", err)
 	}
-	k := &linux{ns: ns, cfg: cfg, filters: map[Family]*filter{}}
+	k := &linux{ns: ns, cfg: cfg, filters: map[ChainKey]*filter{}}
 	err = ns.do(func() error {
 		if k.ipvs, err = openIPVS(); err != nil {
 			return err
@@ -147,10 +147,17 @@ func sysctlPath(name string) (string, error) {
 	return "/proc/sys/" + name, nil
 }
 
-func (k *linux) Chain(ctx context.Context, f Family) (Chain, error) {
+func (k *linux) IPVS(ctx context.Context) (IPVS, error) {
+	if err := ctx.Err(); err != nil {
+		return IPVS{}, err
+	}
+	return k.ipvs.state()
+}
+
+func (k *linux) Chain(ctx context.Context, key ChainKey) (Chain, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	filter, err := k.filter(f)
+	filter, err := k.filter(key)
 	if err != nil {
 		return Chain{}, err
 	}
@@ -165,23 +172,23 @@ func (k *linux) Chain(ctx context.Context, f Family) (Chain, error) {
 	return c, err
 }
 
-// filter finds the packet filter of a family on first use, and again as long as
+// filter finds the packet filter for a chain on first use, and again as long as
 // there is none. The caller holds mu.
-func (k *linux) filter(f Family) (*filter, error) {
-	if found := k.filters[f]; found != nil {
+func (k *linux) filter(key ChainKey) (*filter, error) {
+	if found := k.filters[key]; found != nil {
 		return found, nil
 	}
 	name := k.cfg.IPTables
-	if f == IPv6 {
+	if key.Family == IPv6 {
 		name = k.cfg.IP6Tables
 	}
 	var found *filter
 	err := k.ns.do(func() (err error) {
-		found, err = findFilter(f, name)
+		found, err = findFilter(key, name)
 		return err
 	})
 	if err == nil {
-		k.filters[f] = found
+		k.filters[key] = found
 	}
 	return found, err
 }
@@ -222,10 +229,12 @@ func (k *linux) one(op Op) error {
 		return k.setSysctl(op.Name, op.Value)
 	case AddLink, SetAlias, LinkUp, DelLink:
 		return k.route.link(op)
+	case SetTimeouts:
+		return k.ipvs.setTimeouts(*op.Timeouts)
 	case SetChain, DelChain:
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		filter, err := k.filter(op.Chain.Family)
+		filter, err := k.filter(op.Chain.ChainKey)
 		if err != nil {
 			return err
 		}

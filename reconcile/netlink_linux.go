@@ -16,10 +16,11 @@ import (
 const batchSize = 64
 
 // batchConn sends batches of requests on a netlink socket of its own, and
-// assigns the errors to the requests. Only the last request asks to be
-// acknowledged: the kernel answers the others only if they fail. (The netlink
-// package drops the sequence number of a failed request, so this reads the
-// socket itself.)
+// assigns the errors to the requests. A last, empty one alone asks to be
+// acknowledged: the kernel answers the others only if they fail. (One whose work
+// ends with EINTR it never answers, acknowledgement asked for or not:
+// netlink_rcv_skb. The netlink package drops the sequence number of a failed
+// request, so this reads the socket itself.)
 type batchConn struct {
 	mu  sync.Mutex
 	fd  int    // guarded by mu; -1: closed
@@ -72,16 +73,11 @@ func (c *batchConn) do(n int, put func(b []byte, i int) (payload []byte, typ, fl
 		b = append(b, make([]byte, unix.SizeofNlMsghdr)...)
 		var typ, flags uint16
 		b, typ, flags = put(b, i)
-		flags |= unix.NLM_F_REQUEST
-		if i == n-1 {
-			flags |= unix.NLM_F_ACK
-		}
-		h := b[start:]
-		binary.NativeEndian.PutUint32(h, uint32(len(h)))
-		binary.NativeEndian.PutUint16(h[4:], typ)
-		binary.NativeEndian.PutUint16(h[6:], flags)
-		binary.NativeEndian.PutUint32(h[8:], c.seq)
+		putHeader(b[start:], typ, flags|unix.NLM_F_REQUEST, c.seq)
 	}
+	c.seq++
+	b = append(b, make([]byte, unix.SizeofNlMsghdr)...)
+	putHeader(b[len(b)-unix.SizeofNlMsghdr:], unix.NLMSG_NOOP, unix.NLM_F_REQUEST|unix.NLM_F_ACK, c.seq)
 	c.out = b
 	fail := func(from int, err error) {
 		for i := from; i < n; i++ {
@@ -109,21 +105,89 @@ func (c *batchConn) do(n int, put func(b []byte, i int) (payload []byte, typ, fl
 			typ := binary.NativeEndian.Uint16(in[4:])
 			seq := binary.NativeEndian.Uint32(in[8:])
 			if size < unix.SizeofNlMsghdr || size > len(in) {
-				fail(0, errors.New("netlink: a damaged answer"))
+				fail(0, errDamaged)
 				return
 			}
 			i := int(int32(seq - first))
-			if typ == unix.NLMSG_ERROR && size >= unix.SizeofNlMsghdr+4 && i >= 0 && i < n {
+			if typ == unix.NLMSG_ERROR && size >= unix.SizeofNlMsghdr+4 && i >= 0 && i <= n {
+				if i == n {
+					return
+				}
 				if code := int32(binary.NativeEndian.Uint32(in[unix.SizeofNlMsghdr:])); code != 0 {
 					errs[at+i] = syscall.Errno(-code)
-				}
-				if i == n-1 {
-					return
 				}
 			}
 			in = in[min(len(in), align4(size)):]
 		}
 	}
+}
+
+// dump asks for a list and calls each with the payload of every answer, which is
+// only lent. After an error of each the rest of the list is read and dropped.
+func (c *batchConn) dump(typ uint16, payload []byte, each func([]byte) error) error {
+	return c.exchange(typ, unix.NLM_F_DUMP, payload, each)
+}
+
+// ask sends one request and calls each with the payload of its one answer.
+func (c *batchConn) ask(typ uint16, payload []byte, each func([]byte) error) error {
+	return c.exchange(typ, 0, payload, each)
+}
+
+func (c *batchConn) exchange(typ, flags uint16, payload []byte, each func([]byte) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seq++
+	b := append(c.out[:0], make([]byte, unix.SizeofNlMsghdr)...)
+	b = append(b, payload...)
+	putHeader(b, typ, flags|unix.NLM_F_REQUEST, c.seq)
+	c.out = b
+	if err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return os.NewSyscallError("send", err)
+	}
+	var failed error
+	for {
+		n, _, err := unix.Recvfrom(c.fd, c.in, 0)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("receive", err)
+		}
+		for in := c.in[:n]; len(in) >= unix.SizeofNlMsghdr; {
+			size := int(binary.NativeEndian.Uint32(in))
+			if size < unix.SizeofNlMsghdr || size > len(in) {
+				return errDamaged
+			}
+			m, what, seq := in[unix.SizeofNlMsghdr:size], binary.NativeEndian.Uint16(in[4:]), binary.NativeEndian.Uint32(in[8:])
+			in = in[min(len(in), align4(size)):]
+			if seq != c.seq {
+				continue
+			}
+			switch what {
+			case unix.NLMSG_ERROR, unix.NLMSG_DONE:
+				if len(m) >= 4 {
+					if code := int32(binary.NativeEndian.Uint32(m)); code < 0 {
+						return syscall.Errno(-code)
+					}
+				}
+				return failed
+			}
+			if failed == nil {
+				failed = each(m)
+			}
+			if flags&unix.NLM_F_DUMP == 0 {
+				return failed
+			}
+		}
+	}
+}
+
+// putHeader fills in the netlink header at the start of a message.
+func putHeader(b []byte, typ, flags uint16, seq uint32) {
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], typ)
+	binary.NativeEndian.PutUint16(b[6:], flags)
+	binary.NativeEndian.PutUint32(b[8:], seq)
 }
 
 func align4(n int) int { return (n + 3) &^ 3 }

@@ -40,11 +40,19 @@ const (
 	// DelDestination deletes Dest from Service: what becomes of its connections
 	// is decided by net.ipv4.vs.expire_nodest_conn.
 	DelDestination
-	// SetChain replaces our chain of Chain.Family with Chain.Rules in one
-	// transaction, and makes the jump to it if there is none.
+	// SetChain replaces our chain of Chain.ChainKey with Chain.Rules in one
+	// transaction, and makes the jump to it if the last reading found none.
 	SetChain
 	// DelChain removes the jump, the chain and its rules.
 	DelChain
+	// SetTimeouts sets Timeouts; a zero field is left as it is.
+	SetTimeouts
+	// StartDaemon starts Daemon. EEXIST if one of its role runs.
+	StartDaemon
+	// StopDaemon stops the sync daemon of Daemon.Role. ESRCH if none runs.
+	StopDaemon
+	// Zero sets the counters of Service to 0, or all with the zero Key.
+	Zero
 )
 
 var opNames = [...]string{
@@ -53,6 +61,7 @@ var opNames = [...]string{
 	AddService: "add service", SetService: "set service", DelService: "delete service",
 	AddDestination: "add destination", SetDestination: "set destination", DelDestination: "delete destination",
 	SetChain: "set chain", DelChain: "delete chain",
+	SetTimeouts: "set timeouts", StartDaemon: "start sync daemon", StopDaemon: "stop sync daemon", Zero: "zero",
 }
 
 func (k OpKind) String() string {
@@ -64,18 +73,25 @@ func (k OpKind) String() string {
 
 // ipvs says that the operation is a message to IPVS, so that it can travel in a
 // batch with its like.
-func (k OpKind) ipvs() bool { return k >= AddService && k <= DelDestination }
+func (k OpKind) ipvs() bool {
+	return k.ofService() || k == StartDaemon || k == StopDaemon || k == Zero
+}
+
+// ofService says that the operation works on Op.Service.
+func (k OpKind) ofService() bool { return k >= AddService && k <= DelDestination }
 
 // Op is one operation on the kernel. Kind says which of the other fields count.
 type Op struct {
-	Kind    OpKind
-	Service Service     // service and destination operations; for the latter its Key is enough
-	Dest    Destination // destination operations
-	Link    string
-	Addr    netip.Addr
-	Name    string
-	Value   string
-	Chain   *Chain
+	Kind     OpKind
+	Service  Service     // service and destination operations; for the latter its Key is enough
+	Dest     Destination // destination operations
+	Link     string
+	Addr     netip.Addr
+	Name     string
+	Value    string
+	Chain    *Chain
+	Timeouts *Timeouts
+	Daemon   *SyncDaemon
 	// Why is the reason where it is not plain ("drained", "connections need SNAT").
 	Why string
 }
@@ -95,7 +111,16 @@ func (o Op) Object() string {
 	case AddDestination, SetDestination, DelDestination:
 		return destinationObject(o.Service.Key, o.Dest.AddrPort())
 	case SetChain, DelChain:
-		return "snat " + o.Chain.Family.String()
+		return o.Chain.ChainKey.String()
+	case SetTimeouts:
+		return "timeouts"
+	case StartDaemon, StopDaemon:
+		return "sync daemon " + o.Daemon.Role.String()
+	case Zero:
+		if o.Service.Key != (Key{}) {
+			return o.Service.Key.String()
+		}
+		return "all services"
 	}
 	return o.Kind.String()
 }
@@ -129,9 +154,17 @@ func (o Op) String() string {
 	case DelDestination:
 		b.WriteString(o.Object())
 	case SetChain:
-		fmt.Fprintf(&b, "%s: %d rules", o.Chain.Family, len(o.Chain.Rules))
+		fmt.Fprintf(&b, "%s: %d rules", o.Chain.ChainKey, len(o.Chain.Rules))
 	case DelChain:
-		b.WriteString(o.Chain.Family.String())
+		b.WriteString(o.Chain.ChainKey.String())
+	case SetTimeouts:
+		b.WriteString(o.Timeouts.String())
+	case StartDaemon:
+		b.WriteString(o.Daemon.String())
+	case StopDaemon:
+		b.WriteString(o.Daemon.Role.String())
+	case Zero:
+		b.WriteString(o.Object())
 	}
 	if o.Why != "" {
 		b.WriteString(" (" + o.Why + ")")
@@ -153,6 +186,9 @@ func (s Service) String() string {
 	}
 	if s.Flags&Persistent != 0 {
 		text += fmt.Sprintf(" persistent %s/%d", s.Timeout, s.Prefix)
+	}
+	if s.Engine != "" {
+		text += " engine " + s.Engine
 	}
 	return text
 }

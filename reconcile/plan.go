@@ -14,15 +14,17 @@ type Actual struct {
 	Foreign  []Key          // services of others
 	Link     Link           // our interface; without a name if there is none
 	Held     map[netip.Addr]string
-	Chains   map[Family]Chain
+	IPVS     IPVS
+	Chains   map[ChainKey]Chain
 	Sysctls  map[string]string
 	Drains   []Drain // what is being drained, from the journal
 	Now      time.Time
 
-	linkErr   error            // an interface of our name that is not ours
-	chainErrs map[Family]error // why a packet filter cannot be used
-	links     []Link
-	collide   map[Key]bool // desired, but someone else's
+	linkErr    error              // an interface of our name that is not ours
+	chainErrs  map[ChainKey]error // why a packet filter cannot be used
+	links      []Link
+	collide    map[Key]bool // desired, but someone else's
+	ownDaemons map[SyncRole]bool
 }
 
 // Plan is the operations that make actual as desired, in the order in which
@@ -33,9 +35,8 @@ type Actual struct {
 // Of cfg the rules count; Kernel and Journal are not used.
 func Plan(cfg Config, desired Desired, actual Actual) []Op {
 	cfg = cfg.withDefaults()
-	services, _ := cfg.normal(desired)
-	p := cfg.plan(services, &actual)
-	return p.ops()
+	w, _ := cfg.normal(desired)
+	return cfg.plan(w, &actual).ops()
 }
 
 // plan is the work of one reconciliation, by stages: each is carried out before
@@ -47,18 +48,22 @@ type plan struct {
 	bind   []Op // VIPs
 	remove []Op // drained destinations, services, VIPs, packet filter
 
-	drains     []Drain // what is still being drained once this plan is done
-	ending     []Drain // what is deleted by it
+	drains     []Drain           // what is still being drained once this plan is done
+	ending     []Drain           // what is deleted by it
+	snat       map[Family][]Rule // worked out once
+	remaining  []Key             // services that nobody wants and that remain for now
 	failures   []Failure
 	collisions []Collision
+	warnings   []Warning
 }
 
 func (p *plan) ops() []Op {
 	return slices.Concat(p.host, p.raise, p.lower, p.bind, p.remove)
 }
 
-func (c Config) plan(services []DesiredService, a *Actual) *plan {
-	p := new(plan)
+func (c Config) plan(w *wanted, a *Actual) *plan {
+	p := &plan{snat: map[Family][]Rule{}}
+	services := w.services
 	if len(a.collide) > 0 {
 		services = slices.DeleteFunc(slices.Clone(services), func(s DesiredService) bool {
 			if a.collide[s.Key] {
@@ -70,23 +75,31 @@ func (c Config) plan(services []DesiredService, a *Actual) *plan {
 		})
 	}
 	c.planSysctls(p, services, a)
+	c.planDirector(p, w, a)
 	c.planChains(p, services, a)
-	used := c.planServices(p, services, a)
-	c.planAddresses(p, services, a, used)
+	c.planServices(p, services, a)
+	c.planAddresses(p, services, a)
 	c.planChainRemovals(p, services, a)
+	c.warn(p, services, a)
 	return p
 }
 
 var errForeign = errors.New("exists already and is not ours; delete it (ipvsadm -D) or choose another address or port")
 
-// planServices walks desired and actual services, both by key. It returns the
-// VIPs on which services remain although nobody wants them.
-func (c Config) planServices(p *plan, want []DesiredService, a *Actual) map[netip.Addr]bool {
+// planServices walks desired and actual services, both by key.
+func (c Config) planServices(p *plan, want []DesiredService, a *Actual) {
 	drains := make(map[destination]Drain, len(a.Drains))
 	for _, d := range a.Drains {
 		drains[destination{d.Service, d.Dest}] = d
 	}
-	used := map[netip.Addr]bool{}
+	d := destinations{c, p, drains, a}
+	if len(a.Services) == 0 {
+		n := len(want)
+		for i := range want {
+			n += len(want[i].Destinations)
+		}
+		p.raise = slices.Grow(p.raise, n)
+	}
 	have := a.Services
 	for len(want) > 0 || len(have) > 0 {
 		var order int
@@ -102,15 +115,13 @@ func (c Config) planServices(p *plan, want []DesiredService, a *Actual) map[neti
 		case order < 0:
 			w := &want[0]
 			p.raise = append(p.raise, Op{Kind: AddService, Service: w.Service})
-			for _, d := range w.Destinations {
-				p.raise = append(p.raise, Op{Kind: AddDestination, Service: w.Service, Dest: d})
-			}
+			d.plan(w.Service, w, nil)
 			want = want[1:]
 		case order > 0:
 			h := &have[0]
 			if c.DrainServices && c.DrainTimeout > 0 && len(h.Destinations) > 0 {
-				if c.planDestinations(p, h.Service, nil, h.Destinations, drains, a.Now) > 0 {
-					used[h.Addr] = true
+				if d.plan(h.Service, nil, h.Destinations) > 0 {
+					p.remaining = append(p.remaining, h.Key)
 					have = have[1:]
 					continue
 				}
@@ -122,17 +133,29 @@ func (c Config) planServices(p *plan, want []DesiredService, a *Actual) map[neti
 			if w.Service != h.Service.Normal() {
 				p.raise = append(p.raise, Op{Kind: SetService, Service: w.Service})
 			}
-			c.planDestinations(p, w.Service, w.Destinations, h.Destinations, drains, a.Now)
+			d.plan(w.Service, w, h.Destinations)
 			want, have = want[1:], have[1:]
 		}
 	}
-	return used
 }
 
-// planDestinations walks desired and actual destinations of one service, both by
-// address and port. It returns how many that nobody wants remain for now.
-func (c Config) planDestinations(p *plan, s Service, want []Destination, have []DestinationState, drains map[destination]Drain, now time.Time) int {
+// destinations plans those of one service after the other.
+type destinations struct {
+	cfg    Config
+	p      *plan
+	drains map[destination]Drain
+	a      *Actual
+}
+
+// plan walks desired and actual destinations of one service, both by address and
+// port; w is nil if nobody wants it. It returns how many that nobody wants remain
+// for now.
+func (d *destinations) plan(s Service, w *DesiredService, have []DestinationState) int {
 	remaining := 0
+	var want []Destination
+	if w != nil {
+		want = w.Destinations
+	}
 	for len(want) > 0 || len(have) > 0 {
 		var order int
 		switch {
@@ -144,20 +167,26 @@ func (c Config) planDestinations(p *plan, s Service, want []Destination, have []
 			order = want[0].AddrPort().Compare(have[0].AddrPort())
 		}
 		switch {
-		case order < 0:
-			p.raise = append(p.raise, Op{Kind: AddDestination, Service: s, Dest: want[0]})
-			want = want[1:]
 		case order > 0:
-			remaining += c.planDrain(p, s, &have[0], drains, now)
+			remaining += d.drain(s, &have[0])
 			have = have[1:]
+		case len(w.Until) > 0 && d.over(w, want[0]):
+			if order == 0 {
+				d.end(s, &have[0], "its drain deadline passed")
+				have = have[1:]
+			}
+			want = want[1:]
+		case order < 0:
+			d.p.raise = append(d.p.raise, Op{Kind: AddDestination, Service: s, Dest: want[0]})
+			want = want[1:]
 		default:
 			w, h := want[0], have[0].Destination.Normal()
 			if w != h {
 				op := Op{Kind: SetDestination, Service: s, Dest: w}
 				if w.Weight < h.Weight {
-					p.lower = append(p.lower, op)
+					d.p.lower = append(d.p.lower, op)
 				} else {
-					p.raise = append(p.raise, op)
+					d.p.raise = append(d.p.raise, op)
 				}
 			}
 			want, have = want[1:], have[1:]
@@ -166,52 +195,70 @@ func (c Config) planDestinations(p *plan, s Service, want []Destination, have []
 	return remaining
 }
 
-// udpTimeout is the kernel's default life of a UDP connection after its last
-// packet (net/netfilter/ipvs/ip_vs_proto_udp.c). A client that goes on sending
-// from one port never ends it, so a drain does not wait for longer.
+// over says whether a destination's own time has passed.
+func (d *destinations) over(w *DesiredService, dest Destination) bool {
+	until := w.Until[dest.AddrPort()]
+	return !until.IsZero() && !d.a.Now.Before(until)
+}
+
+// end deletes a destination, whatever connections it has.
+func (d *destinations) end(s Service, h *DestinationState, why string) {
+	if n := h.Active + h.Inactive; n > 0 {
+		why = fmt.Sprintf("%s with %d connections", why, n)
+	}
+	d.p.remove = append(d.p.remove, Op{Kind: DelDestination, Service: Service{Key: s.Key}, Dest: h.Destination.Normal(), Why: why})
+}
+
+// udpTimeout is the kernel's first value of the life of a UDP connection after
+// its last packet (net/netfilter/ipvs/ip_vs_proto_udp.c). A client that goes on
+// sending from one port never ends it, so a drain does not wait for longer.
 const udpTimeout = 5 * time.Minute
 
-// planDrain is one step in the life of a destination that nobody wants: weight
-// 0, then nothing until its connections have ended or the deadline, then
-// deletion. It returns 1 if the destination remains for now.
-func (c Config) planDrain(p *plan, s Service, h *DestinationState, drains map[destination]Drain, now time.Time) int {
+// drain is one step in the life of a destination that nobody wants: weight 0,
+// then nothing until its connections have ended or the deadline, then deletion.
+// It returns 1 if the destination remains for now.
+func (d *destinations) drain(s Service, h *DestinationState) int {
 	at := destination{s.Key, h.AddrPort()}
-	del := Op{Kind: DelDestination, Service: Service{Key: s.Key}, Dest: h.Destination.Normal()}
-	if c.DrainTimeout < 0 {
-		p.lower = append(p.lower, del)
+	now := d.a.Now
+	if d.cfg.DrainTimeout < 0 {
+		d.p.lower = append(d.p.lower, Op{Kind: DelDestination, Service: Service{Key: s.Key}, Dest: h.Destination.Normal()})
 		return 0
 	}
-	d, draining := drains[at]
+	drain, draining := d.drains[at]
 	if !draining {
-		limit := c.DrainTimeout
+		limit := d.cfg.DrainTimeout
 		if s.Protocol == UDP {
-			limit = min(limit, udpTimeout)
+			udp := d.a.IPVS.Timeouts.UDP
+			if udp == 0 {
+				udp = udpTimeout
+			}
+			limit = min(limit, udp)
 		}
-		d = Drain{Service: s.Key, Dest: at.addr, Since: now, Deadline: now.Add(limit)}
+		drain = Drain{Service: s.Key, Dest: at.addr, Since: now, Deadline: now.Add(limit)}
 	}
 	if h.Weight == 0 {
+		why := ""
 		switch {
 		case h.Active == 0 && h.Inactive == 0:
-			del.Why = "drained"
-			p.remove = append(p.remove, del)
-			p.ending = append(p.ending, d)
-			return 0
-		case draining && !now.Before(d.Deadline):
-			del.Why = fmt.Sprintf("drain deadline passed with %d connections", h.Active+h.Inactive)
-			p.remove = append(p.remove, del)
-			p.ending = append(p.ending, d)
+			why = "drained"
+		case draining && !now.Before(drain.Deadline):
+			why = "drain deadline passed"
+		}
+		if why != "" {
+			d.end(s, h, why)
+			d.p.ending = append(d.p.ending, drain)
 			return 0
 		}
 	} else {
 		w := h.Destination.Normal()
 		w.Weight = 0
-		p.lower = append(p.lower, Op{Kind: SetDestination, Service: s, Dest: w, Why: "drain"})
+		d.p.lower = append(d.p.lower, Op{Kind: SetDestination, Service: s, Dest: w, Why: "drain"})
 	}
-	p.drains = append(p.drains, d)
+	d.p.drains = append(d.p.drains, drain)
 	return 1
 }
 
-func (c Config) planAddresses(p *plan, services []DesiredService, a *Actual, used map[netip.Addr]bool) {
+func (c Config) planAddresses(p *plan, services []DesiredService, a *Actual) {
 	vips := make(map[netip.Addr]bool, len(services))
 	v6 := false
 	for i := range services {
@@ -239,7 +286,7 @@ func (c Config) planAddresses(p *plan, services []DesiredService, a *Actual, use
 	}
 	if v6 {
 		// Without it an interface that goes down loses its IPv6 addresses.
-		c.planSysctl(p, &p.bind, a, "net/ipv6/conf/"+c.DummyName+"/keep_addr_on_down", "1", "IPv6 VIPs survive the interface going down")
+		c.planSysctl(&p.bind, a, keepAddresses(c.DummyName), "1", "IPv6 VIPs survive the interface going down")
 	}
 	bound := make(map[netip.Addr]bool, len(a.Link.Addresses))
 	for _, prefix := range a.Link.Addresses {
@@ -265,7 +312,8 @@ func (c Config) planAddresses(p *plan, services []DesiredService, a *Actual, use
 	if !c.ReleaseVIPs || !exists {
 		return
 	}
-	for _, k := range a.Foreign {
+	used := map[netip.Addr]bool{}
+	for _, k := range slices.Concat(a.Foreign, p.remaining) {
 		used[k.Addr] = true
 	}
 	for _, prefix := range a.Link.Addresses {

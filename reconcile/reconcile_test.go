@@ -81,7 +81,7 @@ func TestFirstSyncIsInOrderAndTheSecondSendsNothing(t *testing.T) {
 		"set sysctl net/ipv4/vs/expire_nodest_conn=1 (connections of a deleted destination end at once instead of hanging)",
 		"set sysctl net/ipv4/vs/conntrack=1 (IPVS connections can be SNATed)",
 		"set sysctl net/ipv4/ip_forward=1 (answers of masqueraded backends are forwarded)",
-		"set chain ipv4: 2 rules",
+		"set chain snat ipv4: 2 rules",
 		`add link ipvs-manager alias "ipvskit"`,
 		"link up ipvs-manager",
 		"add service tcp/192.0.2.10:80 wrr",

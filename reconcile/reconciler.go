@@ -1,9 +1,9 @@
 package reconcile
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -20,14 +20,19 @@ type Reconciler struct {
 
 	rec      *record // nil: not read from the journal yet
 	saved    []byte  // what the journal holds
+	kept     *record // the same as a record
+	noted    bool    // rec may differ from it
 	reader   reader
-	desired  bool             // Sync has been called
-	revision uint64           // of the last Sync
-	services []DesiredService // of the last Sync: those that can be programmed
-	refused  []Failure        // and those that cannot
+	desired  bool      // Sync has been called
+	revision uint64    // of the last Sync or Update
+	given    Desired   // to the last Sync; only while settled
+	settled  bool      // the last reconciliation left nothing to do, for given
+	want     *wanted   // of them: what can be programmed
+	refused  []Failure // and what cannot
 	backoffs map[string]*backoff
 	host     []HostChange
 	checked  time.Time // when drift was last looked for
+	planned  time.Time // as of when the last plan was made
 	running  int       // how many Runs there are
 
 	wake chan struct{} // tells Run that Sync left something to do
@@ -44,7 +49,7 @@ func New(cfg Config) (*Reconciler, error) {
 	}
 	r := &Reconciler{
 		cfg: cfg, turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		reader: reader{kernel: cfg.Kernel, cfg: cfg}, backoffs: map[string]*backoff{},
+		reader: reader{kernel: cfg.Kernel, cfg: cfg}, backoffs: map[string]*backoff{}, want: new(wanted),
 	}
 	r.turn <- struct{}{}
 	return r, nil
@@ -66,7 +71,7 @@ func (r *Reconciler) unlock() { r.turn <- struct{}{} }
 // expressed are failures of the account.
 func (r *Reconciler) Apply(ctx context.Context, v lbstate.View) (lbstate.Applied, error) {
 	d, unusable := FromView(v)
-	rep, err := r.sync(ctx, d, unusable)
+	rep, err := r.sync(ctx, d, true, unusable)
 	if err != nil {
 		return lbstate.Applied{}, err
 	}
@@ -80,33 +85,62 @@ func (r *Reconciler) Apply(ctx context.Context, v lbstate.View) (lbstate.Applied
 //
 // An error means that nothing can be said about the kernel: it could not be
 // read, the journal could not be written, or ctx ended. It is safe to call Sync
-// again. desired must not be changed afterwards.
+// again. desired is copied.
 func (r *Reconciler) Sync(ctx context.Context, desired Desired) (Report, error) {
-	return r.sync(ctx, desired, nil)
+	return r.sync(ctx, desired, false, nil)
 }
 
-func (r *Reconciler) sync(ctx context.Context, desired Desired, unusable []Failure) (Report, error) {
-	services, refused := r.cfg.normal(desired)
+func (r *Reconciler) sync(ctx context.Context, desired Desired, owned bool, unusable []Failure) (Report, error) {
 	if err := r.lock(ctx); err != nil {
 		return Report{}, err
 	}
 	defer r.unlock()
-	r.revision, r.services, r.refused = desired.Revision, services, slices.Concat(unusable, refused)
-	r.desired = true
-	defer r.wakeRun()
-	// Run looks for drift in the background; without it each Sync does.
-	if r.running == 0 || time.Since(r.checked) > 2*r.cfg.DriftInterval {
-		if _, err := r.lookForDrift(ctx); err != nil {
+	if r.settled && len(unusable) == 0 && desired.same(r.given) {
+		if err := r.notDrifted(ctx); err != nil {
 			return Report{}, err
 		}
+		if r.settled && r.reader.whole() {
+			return r.unchanged(desired.Revision), nil
+		}
 	}
-	return r.reconcile(ctx, bySync)
+	if !owned {
+		desired = desired.clone() // it may be the caller's own
+	}
+	want, refused := r.cfg.normal(desired)
+	r.revision, r.want, r.refused = desired.Revision, want, slices.Concat(unusable, refused)
+	r.desired = true
+	defer r.wakeRun()
+	if err := r.notDrifted(ctx); err != nil {
+		return Report{}, err
+	}
+	rep, err := r.reconcile(ctx, bySync)
+	if r.settled = err == nil && rep.settled(); r.settled {
+		r.given = desired
+	}
+	return rep, err
+}
+
+// unchanged is the last report for a Sync that has nothing to do.
+func (r *Reconciler) unchanged(revision uint64) Report {
+	r.revision = revision
+	rep := r.Status()
+	rep.Revision, rep.Operations, rep.Repaired, rep.Took = revision, 0, 0, 0
+	return r.finish(rep)
+}
+
+// notDrifted looks for drift where nobody else does: Run does in the background.
+func (r *Reconciler) notDrifted(ctx context.Context) error {
+	if r.running > 0 && time.Since(r.checked) <= 2*r.cfg.DriftInterval {
+		return nil
+	}
+	_, err := r.lookForDrift(ctx)
+	return err
 }
 
 // Plan is what Sync would do now, without doing it: a dry run. Failures are
 // those that are known beforehand.
 func (r *Reconciler) Plan(ctx context.Context, desired Desired) ([]Op, []Failure, error) {
-	services, refused := r.cfg.normal(desired)
+	want, refused := r.cfg.normal(desired)
 	if err := r.lock(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -116,10 +150,10 @@ func (r *Reconciler) Plan(ctx context.Context, desired Desired) ([]Op, []Failure
 		return nil, nil, err
 	}
 	fresh := reader{kernel: r.cfg.Kernel, cfg: r.cfg}
-	if err := fresh.read(ctx, services); err != nil {
+	if err := fresh.read(ctx, want, rec); err != nil {
 		return nil, nil, err
 	}
-	p := r.cfg.plan(services, fresh.actual(services, rec, time.Now()))
+	p := r.cfg.plan(want, fresh.actual(want, rec, time.Now()))
 	return p.ops(), append(refused, p.failures...), nil
 }
 
@@ -135,10 +169,10 @@ func (r *Reconciler) Observe(ctx context.Context) (Actual, error) {
 		return Actual{}, err
 	}
 	fresh := reader{kernel: r.cfg.Kernel, cfg: r.cfg}
-	if err := fresh.read(ctx, r.services); err != nil {
+	if err := fresh.read(ctx, r.want, rec); err != nil {
 		return Actual{}, err
 	}
-	return *fresh.actual(r.services, rec, time.Now()), nil
+	return *fresh.actual(r.want, rec, time.Now()), nil
 }
 
 // Status is the last report; the zero Report before the first Sync.
@@ -168,15 +202,19 @@ func (r *Reconciler) readRecord() (*record, error) {
 }
 
 func (r *Reconciler) saveRecord() error {
-	b := r.rec.encode()
-	if bytes.Equal(b, r.saved) {
+	if !r.noted {
 		return nil
 	}
+	r.noted = false
+	if r.rec.equal(r.kept) {
+		return nil
+	}
+	b := r.rec.encode()
 	if err := r.cfg.Journal.Save(b); err != nil {
 		r.rec = nil // what is durable is no longer known
 		return fmt.Errorf("reconcile: write the journal: %w", err)
 	}
-	r.saved = b
+	r.saved, r.kept = b, r.rec.clone()
 	return nil
 }
 
@@ -197,13 +235,52 @@ const maxRounds = 6
 // failed: each plan reads back what the one before it touched. The caller has
 // the turn.
 func (r *Reconciler) reconcile(ctx context.Context, by origin) (Report, error) {
+	rep, err := r.rounds(ctx, by, r.planAll)
+	if err != nil {
+		return Report{}, err
+	}
+	return r.finish(rep), nil
+}
+
+// planAll plans for everything, and notes in the record what must be there before
+// the plan is carried out.
+func (r *Reconciler) planAll(ctx context.Context) (*plan, *Actual, error) {
+	if err := r.reader.read(ctx, r.want, r.rec); err != nil {
+		return nil, nil, err
+	}
+	a := r.reader.actual(r.want, r.rec, time.Now())
+	p := r.cfg.plan(r.want, a)
+	r.planned, r.noted = a.Now, true
+	r.rec.Drains = make(map[destination]Drain, len(p.drains)+len(p.ending))
+	r.noteDrains(p)
+	for _, role := range []SyncRole{SyncMaster, SyncBackup} {
+		switch {
+		case slices.ContainsFunc(p.host, func(o Op) bool { return o.Kind == StartDaemon && o.Daemon.Role == role }):
+			r.rec.Daemons[role] = true
+		case daemonOf(a.IPVS.Daemons, role) == nil:
+			delete(r.rec.Daemons, role)
+		}
+	}
+	r.rec.Protected = r.cfg.ProtectVIPs || a.Chains[ChainKey{Filter, IPv4}].Exists || a.Chains[ChainKey{Filter, IPv6}].Exists
+	return p, a, nil
+}
+
+func (r *Reconciler) noteDrains(p *plan) {
+	for _, d := range slices.Concat(p.drains, p.ending) {
+		r.rec.Drains[destination{d.Service, d.Dest}] = d
+	}
+}
+
+// rounds is reconcile for what planned plans; the report is not known to others yet.
+func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context.Context) (*plan, *Actual, error)) (Report, error) {
 	began := time.Now()
+	r.settled = false
 	if r.rec == nil {
 		rec, err := r.readRecord()
 		if err != nil {
 			return Report{}, err
 		}
-		r.rec = rec
+		r.rec, r.kept = rec, rec.clone()
 	}
 	if by == bySync {
 		for _, b := range r.backoffs {
@@ -211,31 +288,32 @@ func (r *Reconciler) reconcile(ctx context.Context, by origin) (Report, error) {
 		}
 	}
 	rep := Report{Revision: r.revision, Simulated: r.cfg.Kernel.Simulated()}
-	if err := r.countConnections(ctx); err != nil {
+	r.reader.recount()
+	if err := r.countConnections(ctx, slices.Collect(maps.Values(r.rec.Drains))); err != nil {
 		return Report{}, err
 	}
 	var failures []Failure
 	var p *plan
-	for round := 0; ; round++ {
-		if err := r.reader.read(ctx, r.services); err != nil {
+	for round := 0; ; {
+		var a *Actual
+		var err error
+		if p, a, err = planned(ctx); err != nil {
 			r.reader.forget()
 			return Report{}, fmt.Errorf("reconcile: %w", err)
 		}
-		a := r.reader.actual(r.services, r.rec, time.Now())
-		p = r.cfg.plan(r.services, a)
-		rep.Services = len(a.Services)
-		r.rec.Drains = make(map[destination]Drain, len(p.drains)+len(p.ending))
-		for _, d := range slices.Concat(p.drains, p.ending) {
-			r.rec.Drains[destination{d.Service, d.Dest}] = d
+		if again, err := r.countEnding(ctx, p); err != nil {
+			return Report{}, err
+		} else if again {
+			continue
 		}
 		if err := r.saveRecord(); err != nil {
 			return Report{}, err
 		}
-		e := r.execute(ctx, p, r.services, round > 0 || by != bySync)
+		e := r.execute(ctx, p, round > 0 || by != bySync)
 		failures = e.failures
 		rep.Operations += len(e.done)
 		r.account(&rep, e, a, by)
-		if err := r.reader.touch(context.WithoutCancel(ctx), e.tried); err != nil {
+		if err := r.reader.touch(context.WithoutCancel(ctx), e.tried, e.done); err != nil {
 			r.reader.forget()
 			return Report{}, fmt.Errorf("reconcile: %w", err)
 		}
@@ -243,6 +321,7 @@ func (r *Reconciler) reconcile(ctx context.Context, by origin) (Report, error) {
 			return Report{}, fmt.Errorf("reconcile: %w", err)
 		}
 		if len(e.tried) == 0 {
+			rep.Services = len(a.Services)
 			break
 		}
 		if round == maxRounds {
@@ -251,36 +330,54 @@ func (r *Reconciler) reconcile(ctx context.Context, by origin) (Report, error) {
 					failures = append(failures, Failure{Object: op.Object(), Op: op.Kind.String(), Err: errUnstable})
 				}
 			}
+			rep.Services = len(a.Services)
 			break
 		}
+		round++
 	}
 	r.forgetBackoffs(p)
 	rep.Failures = slices.Concat(r.refused, p.failures, failures)
-	rep.Collisions = p.collisions
+	rep.Collisions, rep.Warnings = p.collisions, p.warnings
 	rep.Draining = len(p.drains)
 	rep.Converged = len(rep.Failures) == 0
 	rep.Host = slices.Clone(r.host)
 	rep.Took = time.Since(began)
+	return rep, nil
+}
+
+// finish makes a report known.
+func (r *Reconciler) finish(rep Report) Report {
 	r.mu.Lock()
 	r.status = rep
 	r.mu.Unlock()
 	r.cfg.Metrics.Reconciled(rep)
-	return rep, nil
+	return rep
 }
 
-// countConnections reads again the services in which something drains.
-func (r *Reconciler) countConnections(ctx context.Context) error {
-	read := map[Key]bool{}
-	for at := range r.rec.Drains {
-		if r.reader.services == nil || read[at.service] {
+// countConnections reads the services of drains again, unless they have been read
+// since the reconciliation began.
+func (r *Reconciler) countConnections(ctx context.Context, drains []Drain) error {
+	for _, d := range drains {
+		if r.reader.services == nil || r.reader.counted[d.Service] {
 			continue
 		}
-		read[at.service] = true
-		if err := r.reader.readService(ctx, at.service); err != nil {
+		if err := r.reader.readService(ctx, d.Service); err != nil {
+			r.reader.forget()
 			return fmt.Errorf("reconcile: %w", err)
 		}
 	}
 	return nil
+}
+
+// countEnding counts the connections of what a plan ends, where that was not done
+// in this reconciliation: then it must be planned again.
+func (r *Reconciler) countEnding(ctx context.Context, p *plan) (bool, error) {
+	old := slices.DeleteFunc(slices.Clone(p.ending), func(d Drain) bool { return r.reader.counted[d.Service] })
+	if len(old) > 64 {
+		r.reader.services = nil // one list of all
+		return true, nil
+	}
+	return len(old) > 0, r.countConnections(ctx, old)
 }
 
 var errUnstable = fmt.Errorf("not as desired when read back, %d times; is someone else changing it?", maxRounds)
@@ -295,7 +392,7 @@ func (r *Reconciler) account(rep *Report, e *execution, a *Actual, by origin) {
 			r.cfg.Logger.Info("setting changed", zap.String("name", change.Name),
 				zap.String("from", change.From), zap.String("to", change.To), zap.String("why", change.Why))
 		case DelDestination:
-			r.cfg.Metrics.Drained(connectionsOf(a, op))
+			r.cfg.Metrics.Drained(connectionsOf(a, *op))
 		}
 		// Other operations with a reason are our own doing: a drain that ended.
 		if by == byDrift && (op.Why == "" || op.Kind == SetSysctl) {

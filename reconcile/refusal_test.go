@@ -228,7 +228,7 @@ func TestApply(t *testing.T) {
 -a -t 192.0.2.10:80 -r 10.1.0.1:8080 -m -w 100
 -a -t 192.0.2.10:80 -r 10.1.0.2:80 -g -w 0
 -A -u [2001:db8::10]:53 -s rr -o
--a -u [2001:db8::10]:53 -r 10.1.0.3:53 -i -w 1
+-a -u [2001:db8::10]:53 -r 10.1.0.3:53 -i -w 1 --tun-type ipip
 -A -f 7 -6 -s wlc
 `
 	if dump := k.Dump(); dump != want {

@@ -22,9 +22,13 @@ type Report struct {
 	Draining   int
 	Failures   []Failure
 	Collisions []Collision
+	Warnings   []Warning
 	Host       []HostChange // sysctls that were changed since New
 	Took       time.Duration
 }
+
+// settled says that nothing is left to do, nor to wait for.
+func (r Report) settled() bool { return r.Converged && r.Draining == 0 && len(r.Collisions) == 0 }
 
 // Failure names an object that is not as desired.
 type Failure struct {
@@ -46,6 +50,14 @@ type Collision struct {
 }
 
 func (c Collision) String() string { return c.Object + ": " + c.Reason }
+
+// Warning is something that works, but perhaps not as meant.
+type Warning struct {
+	Object string
+	Reason string
+}
+
+func (w Warning) String() string { return w.Object + ": " + w.Reason }
 
 // HostChange is a setting of the host that was changed, and why.
 type HostChange struct {

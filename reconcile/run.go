@@ -2,6 +2,8 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,30 +15,73 @@ const drainPoll = time.Second
 // Run keeps the kernel as the last Sync or Apply wanted it: it ends drains when
 // their connections have ended or their deadline has passed, tries failed
 // operations again with a growing pause each, and undoes changes by others. It
-// returns nil when ctx ends. Nothing is done before the first Sync.
+// returns nil when ctx ends. Before the first Sync the kernel is read, since to
+// find the packet filter takes longer than all else together, but not changed.
 func (r *Reconciler) Run(ctx context.Context) error {
 	if err := r.lock(ctx); err != nil {
 		return nil
 	}
 	r.running++
+	usual := &wanted{services: []DesiredService{{Service: Service{Key: Key{Family: IPv4}}}}}
+	if err := r.reader.read(ctx, usual, newRecord()); err != nil {
+		r.reader.forget() // the first Sync meets the same error, and tells it
+	}
 	r.unlock()
 	defer func() {
 		<-r.turn
 		r.running--
 		r.unlock()
 	}()
+	told := make(chan struct{}, 1)
+	var notifier sync.WaitGroup
+	defer notifier.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if n, ok := r.cfg.Kernel.(Notifier); ok {
+		notifier.Go(func() { r.listen(ctx, n, told) })
+	}
 	timer := time.NewTimer(r.cfg.DriftInterval)
 	defer timer.Stop()
-	fullAt := time.Now().Add(r.cfg.FullInterval)
+	l := look{fullAt: time.Now().Add(r.cfg.FullInterval)}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.wake:
+		case <-told:
+			l.told = true
 		case <-timer.C:
-			r.tick(ctx, &fullAt)
+			r.tick(ctx, &l)
 		}
-		timer.Reset(r.pause())
+		pause := r.pause()
+		if l.told {
+			// Changes come together: one look for all of them.
+			pause = min(pause, settleTime)
+		}
+		timer.Reset(pause)
+	}
+}
+
+// look is when and why Run looks at the kernel.
+type look struct {
+	fullAt time.Time
+	told   bool // the kernel said that an interface or address changed
+}
+
+// settleTime is how long Run waits after it was told of a change.
+const settleTime = 50 * time.Millisecond
+
+// listen waits for the kernel's notifications. Without them drift is found when
+// it is looked for, so that they fail is only said.
+func (r *Reconciler) listen(ctx context.Context, n Notifier, told chan<- struct{}) {
+	err := n.Notify(ctx, func() {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		r.cfg.Logger.Warn("no notifications of changed interfaces; drift is found by looking for it", zap.Error(err))
 	}
 }
 
@@ -56,6 +101,9 @@ func (r *Reconciler) pause() time.Duration {
 	if r.rec != nil && len(r.rec.Drains) > 0 {
 		pause = min(pause, drainPoll)
 	}
+	if until, timed := r.want.next(r.planned); timed {
+		pause = min(pause, until.Sub(now))
+	}
 	for _, b := range r.backoffs {
 		pause = min(pause, b.next.Sub(now))
 	}
@@ -63,8 +111,8 @@ func (r *Reconciler) pause() time.Duration {
 }
 
 // tick does what is due, and reports it if it was anything.
-func (r *Reconciler) tick(ctx context.Context, fullAt *time.Time) {
-	rep, did, err := r.maintain(ctx, fullAt)
+func (r *Reconciler) tick(ctx context.Context, l *look) {
+	rep, did, err := r.maintain(ctx, l)
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
@@ -79,7 +127,7 @@ func (r *Reconciler) tick(ctx context.Context, fullAt *time.Time) {
 	}
 }
 
-func (r *Reconciler) maintain(ctx context.Context, fullAt *time.Time) (Report, bool, error) {
+func (r *Reconciler) maintain(ctx context.Context, l *look) (Report, bool, error) {
 	if err := r.lock(ctx); err != nil {
 		return Report{}, false, err
 	}
@@ -88,11 +136,13 @@ func (r *Reconciler) maintain(ctx context.Context, fullAt *time.Time) (Report, b
 		return Report{}, false, nil
 	}
 	before := r.Status()
+	told := l.told
+	l.told = false
 	by, due := byDrift, false
 	now := time.Now()
 	switch {
-	case !now.Before(*fullAt):
-		*fullAt = now.Add(r.cfg.FullInterval)
+	case !now.Before(l.fullAt):
+		l.fullAt = now.Add(r.cfg.FullInterval)
 		r.reader.forget()
 		r.checked = now
 		due = true
@@ -102,14 +152,22 @@ func (r *Reconciler) maintain(ctx context.Context, fullAt *time.Time) (Report, b
 			return Report{}, false, err
 		}
 		due = drifted
+	case told:
+		drifted, err := r.reader.linksDrifted(ctx)
+		if err != nil {
+			r.reader.forget()
+			return Report{}, false, fmt.Errorf("reconcile: %w", err)
+		}
+		due = drifted
 	}
 	if !due {
 		if by = byRetry; r.retryDue(now) {
 			due = true
 		}
 	}
-	if !due && r.rec != nil && len(r.rec.Drains) > 0 {
-		by, due = byDrain, true
+	if !due {
+		until, timed := r.want.next(r.planned)
+		by, due = byDrain, r.rec != nil && len(r.rec.Drains) > 0 || timed && !until.After(now)
 	}
 	if !due {
 		return Report{}, false, nil

@@ -56,7 +56,7 @@ func TestRunRepairsWhatOthersChange(t *testing.T) {
 			{"the VIP", reconcile.Op{Kind: reconcile.DelAddress, Link: "ipvs-manager", Addr: addr("192.0.2.10")}, 6 * time.Second},
 			{"the interface", reconcile.Op{Kind: reconcile.DelLink, Link: "ipvs-manager"}, 6 * time.Second},
 			{"thresholds", reconcile.Op{Kind: reconcile.SetDestination, Service: s.Service, Dest: reconcile.Destination{Addr: addr("10.1.0.1"), Port: 8080, Weight: 100, Upper: 5}}, 66 * time.Second},
-			{"the packet filter", reconcile.Op{Kind: reconcile.DelChain, Chain: &reconcile.Chain{Family: reconcile.IPv4}}, 66 * time.Second},
+			{"the packet filter", reconcile.Op{Kind: reconcile.DelChain, Chain: &reconcile.Chain{ChainKey: reconcile.ChainKey{Family: reconcile.IPv4}}}, 66 * time.Second},
 			{"a setting", reconcile.Op{Kind: reconcile.SetSysctl, Name: "net/ipv4/ip_forward", Value: "0"}, 66 * time.Second},
 		} {
 			if errs := k.Do(t.Context(), []reconcile.Op{change.op}); len(errs) > 0 {

@@ -175,6 +175,9 @@ type Service struct {
 	// Prefix groups clients for persistence: 1 to 32, or to 128 for IPv6. 0 is
 	// that maximum, a client each.
 	Prefix int
+	// Engine tells clients apart by more than their address, for persistence:
+	// "sip" by the call ID of UDP packets. Empty: none.
+	Engine string
 }
 
 // Normal is the service as the kernel gives it back: defaults filled in, the

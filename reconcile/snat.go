@@ -4,75 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 )
-
-// ChainName is our chain in table nat, v4 and v6.
-const ChainName = "IPVSKIT-POSTROUTING"
-
-// Rule is one rule of a chain in iptables' words without "-A CHAIN". Equal rules
-// are equal strings if both went through ParseRule.
-type Rule string
-
-// ParseRule is the canonical form of a rule as iptables prints it.
-func ParseRule(text string) Rule {
-	words := strings.Fields(text)
-	if len(words) >= 2 && words[0] == "-A" {
-		words = words[2:]
-	}
-	var out []string
-	for i := 0; i < len(words); i++ {
-		switch w := words[i]; w {
-		case "--ipvs": // implied by every other option of the match; not always printed
-		case "-s", "-d", "--vaddr":
-			out = append(out, w)
-			if i++; i < len(words) {
-				out = append(out, canonicalPrefix(words[i]))
-			}
-		case "--vproto":
-			out = append(out, w)
-			if i++; i < len(words) {
-				out = append(out, canonicalProtocol(words[i]))
-			}
-		default:
-			out = append(out, w)
-		}
-	}
-	return Rule(strings.Join(out, " "))
-}
-
-func canonicalPrefix(s string) string {
-	if a, mask, ok := strings.Cut(s, "/"); ok && strings.Contains(mask, ".") {
-		if m, err := netip.ParseAddr(mask); err == nil {
-			ones := 0
-			for _, b := range m.AsSlice() {
-				for ; b&0x80 != 0; b <<= 1 {
-					ones++
-				}
-			}
-			s = a + "/" + strconv.Itoa(ones)
-		}
-	}
-	if a, err := netip.ParseAddr(s); err == nil {
-		return netip.PrefixFrom(a, a.BitLen()).String()
-	}
-	if p, err := netip.ParsePrefix(s); err == nil {
-		return p.String()
-	}
-	return s
-}
-
-func canonicalProtocol(s string) string {
-	switch s {
-	case "tcp":
-		return "6"
-	case "udp":
-		return "17"
-	case "sctp":
-		return "132"
-	}
-	return s
-}
 
 // The last rule of a namespace that uses connection tracking takes every
 // SNATed connection with it when it goes (docs/kernel.md), so each chain begins
@@ -84,95 +16,171 @@ func pinnedRule(f Family) Rule {
 	return "-s 255.255.255.255/32 -j MASQUERADE"
 }
 
-const masqueraded = "--vdir ORIGINAL --vmethod MASQ -j MASQUERADE"
+const (
+	// Of IPVS connections that are masqueraded, the packets to the backend.
+	toBackend   = "--vdir ORIGINAL --vmethod MASQ "
+	masqueraded = toBackend + "-j MASQUERADE"
+	leftAlone   = toBackend + "-j RETURN"
+)
 
-// blanketAbove is from how many rules of mode all on one rule for all
-// masqueraded IPVS connections is taken instead, where that is the same.
+// blanketAbove is from how many rules on one rule for all connections, with the
+// exceptions before it, is taken instead where that makes fewer.
 const blanketAbove = 16
 
 // snatRules are the rules of family f; nil if no connection needs any. foreign
 // are the services of others, whose connections must not be changed.
+//
+// The kernel tries the rules one after the other for each new connection, so
+// their number matters. A VIP whose services all have one mode gets a rule of its
+// own, adjacent VIPs share one, and where that leaves many a blanket rule takes
+// their place: its number of rules grows with the exceptions alone.
 func snatRules(f Family, services []DesiredService, foreign []Key) []Rule {
-	// A VIP whose services all have one mode gets a rule of its own, and
-	// adjacent VIPs share one; otherwise each service gets one.
-	modes := map[netip.Addr]int{} // mode, or mixed
-	const mixed = -1
-	var masq []*DesiredService
-	otherModes := false
-	for i := range services {
-		s := &services[i]
-		if s.Family != f || !slices.ContainsFunc(s.Destinations, func(d Destination) bool { return d.Forwarding == Masq }) {
-			continue
-		}
-		otherModes = otherModes || s.SNAT != SNATAll
-		masq = append(masq, s)
-		if m, ok := modes[s.Addr]; s.FWMark == 0 && (!ok || m != int(s.SNAT)) {
-			modes[s.Addr] = int(s.SNAT)
-			if ok {
-				modes[s.Addr] = mixed
-			}
+	g := newSNATGroups(f, services, foreign)
+	local, all, off := g.of(SNATLocal), g.of(SNATAll), g.of(SNATOff)
+	if len(local)+len(all) == 0 {
+		return nil
+	}
+	const (
+		fromHere = Rule("-m addrtype --src-type LOCAL -m ipvs " + masqueraded)
+		always   = Rule("-m ipvs " + masqueraded)
+	)
+	out := []Rule{pinnedRule(f)}
+	add := func(matches []snatMatch, match func(snatMatch) string, then string) {
+		for _, m := range matches {
+			out = append(out, Rule(match(m)+then))
 		}
 	}
-	foreignHere := false
-	for _, k := range foreign {
-		foreignHere = foreignHere || k.Family == f
-		if _, ok := modes[k.Addr]; ok && k.FWMark == 0 {
+	each := len(local) + len(all)
+	blanketLocal, blanketAll := each, each
+	if len(local) > 1 {
+		blanketLocal = len(off) + 1 + len(all)
+	}
+	if len(all) > 1 {
+		blanketAll = len(off) + min(1, len(local)) + len(local) + 1
+	}
+	switch fewest := min(each, blanketLocal, blanketAll); {
+	case each <= blanketAbove || fewest == each:
+		add(local, snatMatch.fromHere, masqueraded)
+		add(all, snatMatch.always, masqueraded)
+	case fewest == blanketLocal:
+		add(off, snatMatch.always, leftAlone)
+		out = append(out, fromHere)
+		add(all, snatMatch.always, masqueraded)
+	default:
+		add(off, snatMatch.always, leftAlone)
+		if len(local) > 0 {
+			out = append(out, fromHere)
+			add(local, snatMatch.always, leftAlone)
+		}
+		out = append(out, always)
+	}
+	return out
+}
+
+// snatMatch is what a rule matches: a prefix of VIPs, or one service.
+type snatMatch struct {
+	vips netip.Prefix // invalid: key
+	key  Key
+}
+
+// always matches every connection.
+func (m snatMatch) always() string {
+	switch {
+	case m.vips.IsValid():
+		return "-m ipvs --vaddr " + m.vips.String() + " "
+	case m.key.FWMark != 0:
+		return markMatch(m.key.FWMark) + "-m ipvs "
+	}
+	return "-m ipvs " + m.ofService()
+}
+
+// fromHere matches the connections that this director itself opens: their source
+// is the VIP.
+func (m snatMatch) fromHere() string {
+	switch {
+	case m.vips.IsValid():
+		return "-s " + m.vips.String() + " -m ipvs "
+	case m.key.FWMark != 0:
+		return markMatch(m.key.FWMark) + "-m addrtype --src-type LOCAL -m ipvs "
+	}
+	return "-s " + singleIP(m.key.Addr).String() + " -m ipvs " + m.ofService()
+}
+
+func (m snatMatch) ofService() string {
+	match := "--vproto " + strconv.Itoa(int(m.key.Protocol)) + " --vaddr " + singleIP(m.key.Addr).String() + " "
+	if m.key.Port != 0 {
+		match += "--vport " + strconv.Itoa(int(m.key.Port)) + " "
+	}
+	return match
+}
+
+func markMatch(mark uint32) string {
+	return "-m mark --mark 0x" + strconv.FormatUint(uint64(mark), 16) + " "
+}
+
+func singleIP(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// snatGroups are the services whose connections are masqueraded, by what is to
+// be done about their source. Those of others count as SNATOff.
+type snatGroups struct {
+	uniform map[SNATMode][]netip.Addr // VIPs that have one mode
+	single  map[SNATMode][]Key        // services of VIPs that have several, and marks
+}
+
+func newSNATGroups(f Family, services []DesiredService, foreign []Key) snatGroups {
+	const mixed = SNATOff + 1
+	type entry struct {
+		key  Key
+		mode SNATMode
+	}
+	entries := make([]entry, 0, len(services)+len(foreign))
+	modes := map[netip.Addr]SNATMode{} // or mixed
+	add := func(k Key, mode SNATMode) {
+		entries = append(entries, entry{k, mode})
+		if k.FWMark != 0 {
+			return
+		}
+		if m, ok := modes[k.Addr]; !ok {
+			modes[k.Addr] = mode
+		} else if m != mode {
 			modes[k.Addr] = mixed
 		}
 	}
-
-	var local, all []netip.Addr
+	for i := range services {
+		if s := &services[i]; s.Family == f && s.masquerades() {
+			add(s.Key, s.SNAT)
+		}
+	}
+	for _, k := range foreign {
+		if k.Family == f {
+			add(k, SNATOff)
+		}
+	}
+	g := snatGroups{map[SNATMode][]netip.Addr{}, map[SNATMode][]Key{}}
 	for a, m := range modes {
-		switch m {
-		case int(SNATLocal):
-			local = append(local, a)
-		case int(SNATAll):
-			all = append(all, a)
+		if m != mixed {
+			g.uniform[m] = append(g.uniform[m], a)
 		}
 	}
-	var rules, allRules []Rule
-	for _, p := range aggregate(local) {
-		rules = append(rules, Rule("-s "+p.String()+" -m ipvs "+masqueraded))
-	}
-	for _, p := range aggregate(all) {
-		allRules = append(allRules, Rule("-m ipvs --vaddr "+p.String()+" "+masqueraded))
-	}
-	for _, s := range masq {
-		if s.SNAT == SNATOff || s.FWMark == 0 && modes[s.Addr] != mixed {
-			continue
-		}
-		var match string
-		if s.FWMark != 0 {
-			match = "-m mark --mark 0x" + strconv.FormatUint(uint64(s.FWMark), 16) + " "
-			if s.SNAT == SNATLocal {
-				match += "-m addrtype --src-type LOCAL "
-			}
-			match += "-m ipvs "
-		} else {
-			vip := netip.PrefixFrom(s.Addr, s.Addr.BitLen()).String()
-			if s.SNAT == SNATLocal {
-				match = "-s " + vip + " "
-			}
-			match += "-m ipvs --vproto " + strconv.Itoa(int(s.Protocol)) + " --vaddr " + vip
-			if s.Port != 0 {
-				match += " --vport " + strconv.Itoa(int(s.Port))
-			}
-			match += " "
-		}
-		if r := Rule(match + masqueraded); s.SNAT == SNATAll {
-			allRules = append(allRules, r)
-		} else {
-			rules = append(rules, r)
+	for _, e := range entries {
+		if e.key.FWMark != 0 || modes[e.key.Addr] == mixed {
+			g.single[e.mode] = append(g.single[e.mode], e.key)
 		}
 	}
-	if len(allRules) > blanketAbove && !otherModes && !foreignHere {
-		allRules = []Rule{"-m ipvs " + masqueraded}
+	return g
+}
+
+// of are the fewest matches for all services of a mode.
+func (g snatGroups) of(mode SNATMode) []snatMatch {
+	prefixes := aggregate(g.uniform[mode])
+	out := make([]snatMatch, 0, len(prefixes)+len(g.single[mode]))
+	for _, p := range prefixes {
+		out = append(out, snatMatch{vips: p})
 	}
-	rules = append(rules, allRules...)
-	if len(rules) == 0 {
-		return nil
+	for _, k := range g.single[mode] {
+		out = append(out, snatMatch{key: k})
 	}
-	return append([]Rule{pinnedRule(f)}, rules...)
+	return out
 }
 
 // aggregate covers exactly the given addresses with the fewest prefixes.
@@ -181,7 +189,7 @@ func aggregate(addrs []netip.Addr) []netip.Prefix {
 	addrs = slices.Compact(addrs)
 	var out []netip.Prefix
 	for _, a := range addrs {
-		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		out = append(out, singleIP(a))
 		for len(out) > 1 {
 			last, before := out[len(out)-1], out[len(out)-2]
 			parent := netip.PrefixFrom(before.Addr(), before.Bits()-1)

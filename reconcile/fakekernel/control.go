@@ -17,8 +17,8 @@ func (k *Kernel) Inject(f func(reconcile.Op) error) {
 }
 
 // InjectRead makes f decide before each reading method; what is the method's
-// name in lower case ("services", "service", "fingerprint", "links", "chain",
-// "sysctl"). Nil: none.
+// name in lower case ("services", "service", "fingerprint", "ipvs", "links",
+// "chain", "sysctl"). Nil: none.
 func (k *Kernel) InjectRead(f func(what string) error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -57,6 +57,27 @@ func (k *Kernel) Connect(key reconcile.Key, dest netip.AddrPort, active, inactiv
 	return nil
 }
 
+// Count sets the counters of a destination, or with the zero dest those of the
+// service. ESRCH or ENOENT if it does not exist.
+func (k *Kernel) Count(key reconcile.Key, dest netip.AddrPort, c reconcile.Counters) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s, ok := k.services[key]
+	if !ok {
+		return syscall.ESRCH
+	}
+	if dest == (netip.AddrPort{}) {
+		s.counters = c
+		return nil
+	}
+	d, ok := s.destinations[dest]
+	if !ok {
+		return syscall.ENOENT
+	}
+	d.Counters = c
+	return nil
+}
+
 // SetLink makes or replaces an interface of someone else. Its IPv6 settings
 // appear with it.
 func (k *Kernel) SetLink(l reconcile.Link) {
@@ -64,6 +85,7 @@ func (k *Kernel) SetLink(l reconcile.Link) {
 	defer k.mu.Unlock()
 	l.Addresses = slices.Clone(l.Addresses)
 	k.links[l.Name] = &l
+	k.tell()
 	for name, value := range map[string]string{"keep_addr_on_down": "0", "accept_ra": "1"} {
 		path := "net/ipv6/conf/" + l.Name + "/" + name
 		if _, ok := k.sysctls[path]; !ok {

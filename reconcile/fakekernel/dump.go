@@ -38,6 +38,9 @@ func Dump(services []reconcile.ServiceState) string {
 		if s.Flags&reconcile.OnePacket != 0 {
 			b.WriteString(" -o")
 		}
+		if s.Engine != "" {
+			b.WriteString(" --pe " + s.Engine)
+		}
 		if f := schedulerFlags(s.Scheduler, s.Flags); f != "" {
 			b.WriteString(" -b " + f)
 		}
@@ -51,7 +54,9 @@ func Dump(services []reconcile.ServiceState) string {
 				fmt.Fprintf(&b, " -y %d", d.Lower)
 			}
 			switch {
-			case d.Forwarding != reconcile.Tunnel || d.Encap == reconcile.IPIP:
+			case d.Forwarding != reconcile.Tunnel:
+			case d.Encap == reconcile.IPIP:
+				b.WriteString(" --tun-type ipip")
 			case d.Encap == reconcile.GUE:
 				fmt.Fprintf(&b, " --tun-type gue --tun-port %d%s", d.EncapPort, checksumArg(d.EncapFlags))
 			default:
@@ -194,6 +199,8 @@ func parseLine(words []string) (op reconcile.Op, err error) {
 			} else {
 				s.Prefix, err = strconv.Atoi(text)
 			}
+		case "--pe":
+			s.Engine = next()
 		case "-o":
 			s.Flags |= reconcile.OnePacket
 		case "-b":

@@ -17,25 +17,31 @@ import (
 
 // Kernel is one network namespace in memory.
 type Kernel struct {
-	mu       sync.Mutex
-	services map[reconcile.Key]*service           // guarded by mu
-	links    map[string]*reconcile.Link           // guarded by mu
-	chains   map[reconcile.Family]reconcile.Chain // guarded by mu
-	sysctls  map[string]string                    // guarded by mu
-	noFilter map[reconcile.Family]error           // guarded by mu
-	inject   func(reconcile.Op) error             // guarded by mu
-	watch    func(reconcile.Op, error)            // guarded by mu
-	read     func(what string) error              // guarded by mu
-	ops      int                                  // guarded by mu; carried out without an error
+	mu        sync.Mutex
+	services  map[reconcile.Key]*service             // guarded by mu
+	links     map[string]*reconcile.Link             // guarded by mu
+	chains    map[reconcile.ChainKey]reconcile.Chain // guarded by mu
+	ipvs      reconcile.IPVS                         // guarded by mu
+	listeners map[chan struct{}]bool                 // guarded by mu
+	sysctls   map[string]string                      // guarded by mu
+	noFilter  map[reconcile.Family]error             // guarded by mu
+	inject    func(reconcile.Op) error               // guarded by mu
+	watch     func(reconcile.Op, error)              // guarded by mu
+	read      func(what string) error                // guarded by mu
+	ops       int                                    // guarded by mu; carried out without an error
 }
 
 type service struct {
 	reconcile.Service
+	counters     reconcile.Counters
 	destinations map[netip.AddrPort]*reconcile.DestinationState
 }
 
 // Schedulers that the fake kernel has.
 var Schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh"}
+
+// Engines of persistence that the fake kernel has.
+var Engines = []string{"sip"}
 
 // New is a namespace as it is on a fresh host: loopback, one Ethernet interface
 // without an address, no services, the kernel's default settings.
@@ -46,7 +52,11 @@ func New() *Kernel {
 			"lo":   {Name: "lo", Up: true, Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8"), netip.MustParsePrefix("::1/128")}},
 			"eth0": {Name: "eth0", Up: true},
 		},
-		chains: map[reconcile.Family]reconcile.Chain{},
+		chains: map[reconcile.ChainKey]reconcile.Chain{},
+		ipvs: reconcile.IPVS{Version: "1.2.1", TableSize: 4096, Timeouts: reconcile.Timeouts{
+			TCP: 15 * time.Minute, TCPFin: 2 * time.Minute, UDP: 5 * time.Minute,
+		}},
+		listeners: map[chan struct{}]bool{},
 		sysctls: map[string]string{
 			"net/ipv4/ip_forward":                   "0",
 			"net/ipv4/vs/conntrack":                 "0",
@@ -84,7 +94,7 @@ func (k *Kernel) list() []reconcile.ServiceState {
 }
 
 func (s *service) state() reconcile.ServiceState {
-	out := reconcile.ServiceState{Service: s.Service}
+	out := reconcile.ServiceState{Service: s.Service, Counters: s.counters}
 	for _, a := range slices.SortedFunc(maps.Keys(s.destinations), netip.AddrPort.Compare) {
 		out.Destinations = append(out.Destinations, *s.destinations[a])
 	}
@@ -131,18 +141,30 @@ func (k *Kernel) Links(ctx context.Context) ([]reconcile.Link, error) {
 	return out, nil
 }
 
-// Chain reads our chain.
-func (k *Kernel) Chain(ctx context.Context, f reconcile.Family) (reconcile.Chain, error) {
+// IPVS reads timeouts and sync daemons.
+func (k *Kernel) IPVS(ctx context.Context) (reconcile.IPVS, error) {
+	if err := k.reading(ctx, "ipvs"); err != nil {
+		return reconcile.IPVS{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := k.ipvs
+	out.Daemons = slices.Clone(out.Daemons)
+	return out, nil
+}
+
+// Chain reads one of our chains.
+func (k *Kernel) Chain(ctx context.Context, key reconcile.ChainKey) (reconcile.Chain, error) {
 	if err := k.reading(ctx, "chain"); err != nil {
 		return reconcile.Chain{}, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if err := k.noFilter[f]; err != nil {
+	if err := k.noFilter[key.Family]; err != nil {
 		return reconcile.Chain{}, err
 	}
-	c := k.chains[f]
-	c.Family = f
+	c := k.chains[key]
+	c.ChainKey = key
 	c.Rules = slices.Clone(c.Rules)
 	return c, nil
 }
@@ -220,7 +242,11 @@ func (k *Kernel) do(op reconcile.Op) error {
 	case reconcile.AddDestination, reconcile.SetDestination, reconcile.DelDestination:
 		return k.doDestination(op)
 	case reconcile.AddLink, reconcile.SetAlias, reconcile.LinkUp, reconcile.DelLink, reconcile.AddAddress, reconcile.DelAddress:
-		return k.doLink(op)
+		err := k.doLink(op)
+		if err == nil {
+			k.tell()
+		}
+		return err
 	case reconcile.SetSysctl:
 		if _, ok := k.sysctls[op.Name]; !ok {
 			return &fs.PathError{Op: "open", Path: "/proc/sys/" + op.Name, Err: syscall.ENOENT}
@@ -229,6 +255,8 @@ func (k *Kernel) do(op reconcile.Op) error {
 		return nil
 	case reconcile.SetChain, reconcile.DelChain:
 		return k.doChain(op)
+	case reconcile.SetTimeouts, reconcile.StartDaemon, reconcile.StopDaemon, reconcile.Zero:
+		return k.doDirector(op)
 	}
 	return fmt.Errorf("fakekernel: %s: %w", op.Kind, syscall.EOPNOTSUPP)
 }
@@ -255,7 +283,7 @@ func (k *Kernel) doService(op reconcile.Op) error {
 		return syscall.EEXIST
 	case op.Kind == reconcile.SetService && !exists:
 		return syscall.ESRCH
-	case !slices.Contains(Schedulers, s.Scheduler):
+	case !slices.Contains(Schedulers, s.Scheduler), s.Engine != "" && !slices.Contains(Engines, s.Engine):
 		return syscall.ENOENT
 	}
 	bits := 32
@@ -371,18 +399,18 @@ func (k *Kernel) doChain(op reconcile.Op) error {
 	if op.Chain == nil {
 		return syscall.EINVAL
 	}
-	f := op.Chain.Family
-	if err := k.noFilter[f]; err != nil {
+	key := op.Chain.ChainKey
+	if err := k.noFilter[key.Family]; err != nil {
 		return err
 	}
 	if op.Kind == reconcile.DelChain {
-		delete(k.chains, f)
+		delete(k.chains, key)
 		return nil
 	}
-	c := reconcile.Chain{Family: f, Exists: true, Jump: true}
+	c := reconcile.Chain{ChainKey: key, Exists: true, Jump: true}
 	for _, r := range op.Chain.Rules {
 		c.Rules = append(c.Rules, reconcile.ParseRule(string(r)))
 	}
-	k.chains[f] = c
+	k.chains[key] = c
 	return nil
 }

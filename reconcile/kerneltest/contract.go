@@ -125,6 +125,18 @@ func rows() []row {
 		{"add an IPv6 address twice", append(slices.Clone(made), op{Kind: reconcile.AddAddress, Link: link, Addr: vip6.Addr()}), op{Kind: reconcile.AddAddress, Link: link, Addr: vip6.Addr()}, syscall.EEXIST},
 		{"delete a missing address", made, op{Kind: reconcile.DelAddress, Link: link, Addr: vip4.Addr()}, syscall.EADDRNOTAVAIL},
 		{"delete a missing IPv6 address", made, op{Kind: reconcile.DelAddress, Link: link, Addr: vip6.Addr()}, syscall.EADDRNOTAVAIL},
+		{"unknown persistence engine", nil, withService(func(s *reconcile.Service) {
+			s.Flags, s.Timeout, s.Engine = reconcile.Persistent, time.Minute, "nosuch"
+		}), syscall.ENOENT},
+		{"zero a missing service", nil, op{Kind: reconcile.Zero, Service: svc}, syscall.ESRCH},
+		{"stop a missing sync daemon", nil, op{Kind: reconcile.StopDaemon, Daemon: &reconcile.SyncDaemon{Role: reconcile.SyncMaster}}, syscall.ESRCH},
+		{"sync daemon on a missing interface", nil, op{Kind: reconcile.StartDaemon, Daemon: &reconcile.SyncDaemon{Role: reconcile.SyncMaster, Interface: link}}, syscall.ENODEV},
+		{"sync daemon of another role", made, op{Kind: reconcile.StartDaemon, Daemon: &reconcile.SyncDaemon{Role: 7, Interface: link}}, syscall.EINVAL},
+		{"sync daemon to a unicast address", made, op{Kind: reconcile.StartDaemon, Daemon: &reconcile.SyncDaemon{
+			Role: reconcile.SyncMaster, Interface: link, Group: vip4.Addr(),
+		}}, syscall.EINVAL},
+		{"negative timeout", nil, op{Kind: reconcile.SetTimeouts, Timeouts: &reconcile.Timeouts{UDP: -time.Second}}, syscall.EINVAL},
+
 		{"missing setting", nil, op{Kind: reconcile.SetSysctl, Name: "net/ipv4/nosuch", Value: "1"}, syscall.ENOENT},
 	}
 }
@@ -161,7 +173,10 @@ func Contract(t *testing.T, newKernel func(t *testing.T) reconcile.Kernel) {
 	run("fingerprint", testFingerprint)
 	run("links", testLinks)
 	run("settings", testSettings)
-	run("chain", testChain)
+	run("timeouts", testTimeouts)
+	run("sync daemons", testDaemons)
+	run("zero", testZero)
+	run("chains", testChains)
 }
 
 // subject is the kernel under test.
@@ -243,6 +258,9 @@ func testReadBack(t *testing.T, s *subject) {
 		{Service: reconcile.Service{Key: reconcile.AddrKey(reconcile.TCP, vip6), Scheduler: "rr", Flags: reconcile.Persistent, Timeout: 90 * time.Second, Prefix: 64}},
 		{Service: reconcile.Service{Key: reconcile.MarkKey(reconcile.IPv4, 7), Scheduler: "lc", Flags: reconcile.Persistent, Timeout: 300 * time.Second, Prefix: 24}},
 		{Service: reconcile.Service{Key: reconcile.MarkKey(reconcile.IPv6, 7), Scheduler: "sed", Flags: reconcile.Sched3}},
+		{Service: reconcile.Service{
+			Key: reconcile.AddrKey(reconcile.UDP, vip6), Scheduler: "wlc", Flags: reconcile.Persistent, Timeout: time.Minute, Engine: "sip",
+		}},
 	}
 	for i := range all {
 		v := &all[i]
@@ -277,6 +295,7 @@ func testEdits(t *testing.T, s *subject) {
 	v, d := tcp(vip4), to("10.1.0.1:80")
 	s.do(op{Kind: addService, Service: v}, op{Kind: addDest, Service: v, Dest: d})
 	v.Scheduler, v.Flags, v.Timeout, v.Prefix = "sh", reconcile.Persistent|reconcile.Sched2, time.Minute, 24
+	v.Engine = "sip"
 	d.Forwarding, d.Weight, d.Upper, d.Lower = reconcile.Tunnel, 7, 20, 10
 	d.Encap, d.EncapPort = reconcile.GUE, 6080
 	s.do(op{Kind: setService, Service: v}, op{Kind: setDest, Service: v, Dest: d})
@@ -447,36 +466,122 @@ func testSettings(t *testing.T, s *subject) {
 	}
 }
 
-func testChain(t *testing.T, s *subject) {
+func testChains(t *testing.T, s *subject) {
 	for _, f := range []reconcile.Family{reconcile.IPv4, reconcile.IPv6} {
 		pinned, all := reconcile.Rule("-s 255.255.255.255/32 -j MASQUERADE"), reconcile.Rule("-m ipvs --vdir ORIGINAL --vmethod MASQ -j MASQUERADE")
 		one := reconcile.Rule("-s 192.0.2.10/32 -m ipvs --vproto 6 --vaddr 192.0.2.10/32 --vport 80 --vdir ORIGINAL --vmethod MASQ -j MASQUERADE")
+		vip, rejected := "192.0.2.10/32", "icmp-port-unreachable"
 		if f == reconcile.IPv6 {
 			pinned = "-s ff00::/128 -j MASQUERADE"
 			one = "-s 2001:db8::/64 -m ipvs --vaddr 2001:db8::10/128 --vdir ORIGINAL --vmethod MASQ -j MASQUERADE"
+			vip, rejected = "2001:db8::10/128", "icmp6-port-unreachable"
 		}
-		read := func() reconcile.Chain {
-			t.Helper()
-			c, err := s.k.Chain(t.Context(), f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return c
+		s.testChain(reconcile.ChainKey{Table: reconcile.NAT, Family: f}, [][]reconcile.Rule{
+			{pinned, one},
+			{pinned, one, all},
+			{pinned, "-m addrtype --src-type LOCAL -m ipvs --vdir ORIGINAL --vmethod MASQ -j MASQUERADE"},
+			{pinned, "-m mark --mark 0x7 -m ipvs --vdir ORIGINAL --vmethod MASQ -j RETURN", all},
+			{pinned},
+		})
+		s.testChain(reconcile.ChainKey{Table: reconcile.Filter, Family: f}, [][]reconcile.Rule{
+			{"-m mark --mark 0x7 -j RETURN", reconcile.Rule("-d " + vip + " -p sctp -j RETURN")},
+			{
+				reconcile.Rule("-d " + vip + " -p tcp -m multiport --dports 80,443 -j RETURN"),
+				reconcile.Rule("-d " + vip + " -p tcp -j REJECT --reject-with tcp-reset"),
+				reconcile.Rule("-d " + vip + " -p udp -j REJECT --reject-with " + rejected),
+				reconcile.Rule("-d " + vip + " -p sctp -j REJECT --reject-with " + rejected),
+			},
+			nil,
+		})
+	}
+}
+
+func (s *subject) testChain(key reconcile.ChainKey, contents [][]reconcile.Rule) {
+	s.t.Helper()
+	read := func() reconcile.Chain {
+		s.t.Helper()
+		c, err := s.k.Chain(s.t.Context(), key)
+		if err != nil {
+			s.t.Fatal(err)
 		}
-		if c := read(); c.Exists || c.Jump || len(c.Rules) != 0 {
-			t.Errorf("%s: before anything: %+v", f, c)
+		return c
+	}
+	if c := read(); c.Exists || c.Jump || len(c.Rules) != 0 {
+		s.t.Errorf("%s: before anything: %+v", key, c)
+	}
+	for _, rules := range contents {
+		s.do(op{Kind: reconcile.SetChain, Chain: &reconcile.Chain{ChainKey: key, Rules: rules}})
+		if c := read(); !c.Exists || !c.Jump || !slices.Equal(c.Rules, rules) {
+			s.t.Errorf("%s: %+v; want %q", key, c, rules)
 		}
-		for _, rules := range [][]reconcile.Rule{{pinned, one}, {pinned, one, all}, {pinned}} {
-			s.do(op{Kind: reconcile.SetChain, Chain: &reconcile.Chain{Family: f, Rules: rules}})
-			if c := read(); !c.Exists || !c.Jump || !slices.Equal(c.Rules, rules) {
-				t.Errorf("%s: %+v; want %q", f, c, rules)
-			}
+	}
+	for range 2 {
+		s.do(op{Kind: reconcile.DelChain, Chain: &reconcile.Chain{ChainKey: key}})
+		if c := read(); c.Exists || c.Jump {
+			s.t.Errorf("%s: deleted, but %+v", key, c)
 		}
-		for range 2 {
-			s.do(op{Kind: reconcile.DelChain, Chain: &reconcile.Chain{Family: f}})
-			if c := read(); c.Exists || c.Jump {
-				t.Errorf("%s: deleted, but %+v", f, c)
-			}
-		}
+	}
+}
+
+func (s *subject) ipvs() reconcile.IPVS {
+	s.t.Helper()
+	state, err := s.k.IPVS(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return state
+}
+
+func testTimeouts(t *testing.T, s *subject) {
+	before := s.ipvs()
+	if before.Version == "" || before.TableSize == 0 || before.Timeouts.TCP == 0 || before.Timeouts.TCPFin == 0 || before.Timeouts.UDP == 0 {
+		t.Errorf("before anything: %+v", before)
+	}
+	want := reconcile.Timeouts{TCP: 100 * time.Second, TCPFin: 30 * time.Second, UDP: 20 * time.Second}
+	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: &want})
+	if got := s.ipvs().Timeouts; got != want {
+		t.Errorf("timeouts %v, want %v", got, want)
+	}
+	want.UDP = time.Minute
+	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: &reconcile.Timeouts{UDP: time.Minute}})
+	if got := s.ipvs().Timeouts; got != want {
+		t.Errorf("after one was set: %v, want %v", got, want)
+	}
+	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: &before.Timeouts})
+}
+
+func testDaemons(t *testing.T, s *subject) {
+	if got := s.ipvs().Daemons; len(got) != 0 {
+		t.Fatalf("daemons before anything: %v", got)
+	}
+	s.do(op{Kind: reconcile.AddLink, Link: link, Value: reconcile.Alias}, op{Kind: reconcile.LinkUp, Link: link},
+		op{Kind: reconcile.AddAddress, Link: link, Addr: vip4.Addr()})
+	master := reconcile.SyncDaemon{Role: reconcile.SyncMaster, Interface: link, ID: 3}
+	backup := reconcile.SyncDaemon{
+		Role: reconcile.SyncBackup, Interface: link, ID: 4,
+		Group: netip.MustParseAddr("239.1.2.3"), Port: 9000, TTL: 5, MaxLen: 1100,
+	}
+	s.do(op{Kind: reconcile.StartDaemon, Daemon: &master}, op{Kind: reconcile.StartDaemon, Daemon: &backup})
+	got := s.ipvs().Daemons
+	master.Group, master.Port, master.TTL, master.MaxLen = netip.MustParseAddr("224.0.0.81"), 8848, 1, 1472
+	if want := []reconcile.SyncDaemon{master, backup}; !slices.Equal(got, want) {
+		t.Errorf("daemons %v, want %v", got, want)
+	}
+	if err := s.k.Do(t.Context(), []op{{Kind: reconcile.StartDaemon, Daemon: &master}})[0]; !errors.Is(err, syscall.EEXIST) {
+		t.Errorf("a second master: %v", err)
+	}
+	s.do(op{Kind: reconcile.StopDaemon, Daemon: &master})
+	if got := s.ipvs().Daemons; !slices.Equal(got, []reconcile.SyncDaemon{backup}) {
+		t.Errorf("after the master was stopped: %v", got)
+	}
+	s.do(op{Kind: reconcile.StopDaemon, Daemon: &backup})
+}
+
+func testZero(t *testing.T, s *subject) {
+	s.do(op{Kind: addService, Service: tcp(vip4)}, op{Kind: addDest, Service: tcp(vip4), Dest: to("10.1.0.1:80")})
+	s.do(op{Kind: reconcile.Zero, Service: tcp(vip4)}, op{Kind: reconcile.Zero})
+	got := s.services()
+	if got[0].Counters != (reconcile.Counters{}) || got[0].Destinations[0].Counters != (reconcile.Counters{}) {
+		t.Errorf("counters %+v", got)
 	}
 }

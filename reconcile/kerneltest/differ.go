@@ -69,6 +69,7 @@ func randomOp(rng *rand.Rand) op {
 		s.Flags |= reconcile.Persistent
 		s.Timeout = time.Duration(1+rng.IntN(1000)) * time.Second
 		s.Prefix = rng.IntN(33)
+		s.Engine = []string{"", "", "", "sip", "nosuch"}[rng.IntN(5)]
 	}
 	addrs := []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "2001:db8:1::1", "2001:db8:1::2", "0.0.0.0", "224.1.1.1", "fe80::1", "127.0.0.1"}
 	d := dest{
