@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 
 	"github.com/ipvskit/ipvskit/raftstore/internal/wal"
@@ -30,21 +31,23 @@ type loop struct {
 	apply  *applier
 	keep   *keeper
 
-	applied progress
-	next    uint64 // sequence number of the next command
-	ticks   uint64
-	queued  []*proposal
-	changes map[uint64]chan error // membership changes by nonce
-	round   round
+	applied  progress
+	next     uint64 // sequence number of the next command
+	ticks    uint64
+	queued   []*proposal
+	changing membershipChange
+	round    round
 
-	appends   int               // tasks that the append stage has not done yet
-	applies   int               // tasks that the apply stage has not done yet
-	installs  bool              // one of appends has a snapshot, which goes through the apply stage
-	incoming  *incomingSnapshot // verified, waiting for raft to take it
-	lastHeard map[uint64]time.Time
-	promoted  uint64 // tick at which a promotion was last proposed
-	stalled   uint64 // tick at which a stalled disk was first seen; 0: it is not
-	muted     bool   // the disk has stalled for too long: others get no sign of life
+	appends    int               // tasks that the append stage has not done yet
+	applies    int               // tasks that the apply stage has not done yet
+	installs   bool              // one of appends has a snapshot, which goes through the apply stage
+	incoming   *incomingSnapshot // verified, waiting for raft to take it
+	lastHeard  map[uint64]time.Time
+	leadsIn    uint64    // the last term in which this node leads or has led
+	leadsSince time.Time // since when, in that term
+	promoted   uint64    // tick at which a promotion was last proposed
+	stalled    uint64    // tick at which a stalled disk was first seen; 0: it is not
+	muted      bool      // the disk has stalled for too long: others get no sign of life
 
 	now   func() time.Time
 	spawn func(func()) // runs a copy of the state in the background
@@ -58,7 +61,7 @@ const foundingIndex = 1
 
 func (s *Store) newLoop() (*loop, error) {
 	l := &loop{
-		s: s, log: s.logs, next: 1, changes: map[uint64]chan error{}, lastHeard: map[uint64]time.Time{}, now: time.Now,
+		s: s, log: s.logs, next: 1, lastHeard: map[uint64]time.Time{}, now: time.Now,
 		after: func(d time.Duration, fn func()) { time.AfterFunc(d, fn) },
 	}
 	l.spawn = l.background.Go
@@ -95,15 +98,18 @@ func (s *Store) newLoop() (*loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.rn, err = raft.NewRawNode(&raft.Config{
+	cfg := &raft.Config{
 		ID: l.self, ElectionTick: s.cfg.ElectionTicks, HeartbeatTick: 1,
 		Storage: l.log, Applied: l.applied.index, AsyncStorageWrites: true,
 		MaxSizePerMsg: 1 << 20, MaxInflightMsgs: 256, MaxInflightBytes: 16 << 20,
 		MaxUncommittedEntriesSize: 64 << 20, MaxCommittedSizePerReady: 8 << 20,
 		CheckQuorum: true, PreVote: true, StepDownOnRemoval: true,
 		Logger: zapRaft{s.log.WithOptions(zap.IncreaseLevel(zap.WarnLevel)).Sugar()},
-	})
-	if err != nil {
+	}
+	if s.cfg.weaken != nil {
+		s.cfg.weaken(cfg)
+	}
+	if l.rn, err = raft.NewRawNode(cfg); err != nil {
 		return nil, err
 	}
 	l.keep = &keeper{s: s, log: l.log, due: make(chan struct{}, 1)}
@@ -243,12 +249,7 @@ func (l *loop) turn() error {
 	if in.applied != nil {
 		l.applied = *in.applied
 	}
-	for _, nonce := range in.nonces {
-		if c := l.changes[nonce]; c != nil {
-			delete(l.changes, nonce)
-			c <- nil
-		}
-	}
+	l.changed(in.nonces)
 	for _, r := range in.messages {
 		l.lastHeard[r.from] = r.at
 		for _, m := range r.msgs {
@@ -455,11 +456,11 @@ func (l *loop) watch(stop <-chan struct{}) {
 // successor is the voter that is furthest, of those that were heard lately.
 func (l *loop) successor() uint64 {
 	best, match := uint64(0), uint64(0)
-	for id, p := range l.rn.Status().Progress {
+	l.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		if id != l.self && !p.IsLearner && p.RecentActive && (best == 0 || p.Match > match) {
 			best, match = id, p.Match
 		}
-	}
+	})
 	return best
 }
 
@@ -580,6 +581,9 @@ func (l *loop) publish() {
 		term: st.GetTerm(), leader: st.Lead, commit: st.GetCommit(), applied: l.applied.index,
 		leading: st.RaftState == raft.StateLeader, members: l.applied.members,
 	}
+	if n.leading && l.leadsIn != n.term {
+		l.leadsIn, l.leadsSince = n.term, l.now()
+	}
 	// A leader that has not applied an entry of its own term is not yet one to
 	// its users: its state may lack what was acknowledged before.
 	n.leading = n.leading && l.applied.term == n.term && !l.muted
@@ -594,10 +598,7 @@ func (l *loop) fail(err error) {
 		l.s.finish(p, outcome{err: notApplied(err)})
 	}
 	l.queued = nil
-	for nonce, c := range l.changes {
-		delete(l.changes, nonce)
-		c <- unknown(err)
-	}
+	l.changing.end(unknown(err))
 	if in.reads != nil {
 		in.reads.end(err)
 	}
