@@ -429,3 +429,48 @@ func TestKernelProtectsVIPs(t *testing.T) {
 		}
 	}
 }
+
+// What others take away is put back at once where the kernel tells of it, and
+// soon where it must be looked for; both are counted. INV-20.
+func TestKernelRepairsDrift(t *testing.T) {
+	n := newNetwork(t, 2)
+	reports := make(chan reconcile.Report, 64)
+	r := newReconciler(t, reconcile.Config{
+		Kernel: n.kernel, DriftInterval: time.Second, OnReport: func(rep reconcile.Report) { reports <- rep },
+	})
+	d := desired(n.serviceAt(reconcile.TCP, vip4, 1, 1), n.serviceAt(reconcile.TCP, vip6, 1, 1))
+	converge(t, r, d)
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- r.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, command := range []string{
+		"ip addr del " + vip4 + "/32 dev ipvs-manager",
+		"ip link set ipvs-manager down",
+		"ip link del ipvs-manager",
+		"ipvsadm -d -t " + at(vip4) + " -r 10.1.1.1:8080",
+		"ipvsadm -e -t " + at(vip4) + " -r 10.1.1.1:8080 -m -w 9",
+		"ipvsadm -E -t " + at(vip6) + " -s lc",
+		"ipvsadm -C",
+	} {
+		n.director.Run(command)
+		select {
+		case rep := <-reports:
+			if rep.Repaired == 0 || !rep.Converged {
+				t.Errorf("%s: %+v", command, rep)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s: nobody noticed", command)
+		}
+		for _, vip := range []string{vip4, vip6} {
+			if got, _ := count(t, n.client, "tcp", at(vip), 2); got["1"] != 1 || got["2"] != 1 {
+				t.Errorf("%s: connections to %s went to %v", command, vip, got)
+			}
+		}
+	}
+}
