@@ -99,6 +99,14 @@ func TestServices(t *testing.T) {
 	p.row("Backends of web", 0, "10.1.0.1:8080", "healthy", "100", "*")
 	p.row("Backends of mail", 0, "10.1.1.1", "healthy", "100", "*")
 
+	// What the editor shows can be saved: it is configuration alone.
+	for _, card := range []string{"dns", "mail", "web"} {
+		p.click(fmt.Sprintf(`.card:has([aria-label="Edit %s"])`, card), "Edit")
+		p.sees("#editor", "Service "+card)
+		p.click("#editor", "Save")
+		p.closed()
+	}
+
 	p.write("#filter", "zone")
 	eventually(t, "only dns is shown", func() (string, bool) {
 		names := read[[]string](p, `[...document.querySelectorAll(".card h3")].map((e) => e.innerText)`)
