@@ -97,3 +97,10 @@ func (c Config) validate() error {
 	}
 	return nil
 }
+
+// OnDisk returns a Config whose node lives on a simulated disk. It is for package
+// raftstoretest: disk.FS is internal.
+func (c Config) OnDisk(fs disk.FS) Config {
+	c.files = fs
+	return c
+}
