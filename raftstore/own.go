@@ -176,11 +176,11 @@ func (o own) putMember(m Member) error {
 	return o.b.Bucket(membersBucket).Put(indexKey(m.ID), seal(v))
 }
 
+// removeMember keeps the sequence number of what the member proposed: an entry of
+// it that was overtaken may still come, and it was told that it will not be
+// applied.
 func (o own) removeMember(m Member) error {
 	if err := o.b.Bucket(membersBucket).Delete(indexKey(m.ID)); err != nil {
-		return err
-	}
-	if err := o.b.Bucket(seenBucket).Delete(indexKey(m.ID)); err != nil {
 		return err
 	}
 	return o.b.Bucket(goneBucket).Put(indexKey(m.Incarnation), seal(indexKey(m.ID)))
