@@ -46,8 +46,8 @@ type Config struct {
 	// Default 0.02; negative: none.
 	Jitter float64
 	// Slack is how late this host may be before a failure that its lateness
-	// could explain is inconclusive. Default 50 ms; at least a tenth of a
-	// check's timeout is always allowed.
+	// could explain is inconclusive: during a probe, and at its end. Default
+	// 10 ms; at least a tenth of a check's timeout is always allowed.
 	Slack time.Duration
 	// Hold says when mass failure is suspected.
 	Hold Hold
@@ -64,7 +64,7 @@ func (c Config) withDefaults() Config {
 		{&c.Coalesce, 50 * time.Millisecond},
 		{&c.ReportTimeout, 10 * time.Second},
 		{&c.BackOff, 100 * time.Millisecond},
-		{&c.Slack, 50 * time.Millisecond},
+		{&c.Slack, 10 * time.Millisecond},
 	} {
 		if *d.value == 0 {
 			*d.value = d.std

@@ -43,7 +43,7 @@ type work struct {
 
 // maxCheckpointTransactions bounds the transactions between two checkpoints:
 // bbolt goes over all of them at the beginning of each.
-const maxCheckpointTransactions = 2048
+const maxCheckpointTransactions = 1024
 
 // applyTask is entries to apply, or a snapshot to install.
 type applyTask struct {
@@ -97,15 +97,16 @@ func (a *applier) work() error {
 		if err != nil {
 			return err
 		}
-		a.report(back, nonces)
+		a.report(n, back, nonces)
 	}
 	return nil
 }
 
 // report tells the loop how far the state is.
-func (a *applier) report(back []*raftpb.Message, nonces []uint64) {
+func (a *applier) report(tasks int, back []*raftpb.Message, nonces []uint64) {
 	p := a.progress
 	a.s.inbox.put(func() {
+		a.s.inbox.applies += tasks
 		a.s.inbox.responses = append(a.s.inbox.responses, back...)
 		a.s.inbox.nonces = append(a.s.inbox.nonces, nonces...)
 		a.s.inbox.applied = &p
@@ -357,7 +358,7 @@ func (a *applier) install(in *incomingSnapshot) error {
 	}
 	a.since = work{}
 	s.finishAll(s.pending.takeIf(func(*batch) bool { return true }), unknown(errSnapshot))
-	a.report(nil, nil)
+	a.report(0, nil, nil)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"go.etcd.io/raft/v3"
 	"go.uber.org/zap"
 
 	"github.com/ipvskit/ipvskit/raftstore/internal/disk"
@@ -39,7 +40,8 @@ type Config struct {
 
 	Logger *zap.Logger // nil: silent
 
-	files disk.FS // nil: the real ones
+	files  disk.FS            // nil: the real ones
+	weaken func(*raft.Config) // nil; the simulation shows that it notices what this breaks
 }
 
 func (c Config) withDefaults() Config {

@@ -28,6 +28,7 @@ type arrivals struct {
 	applied   *progress // the last one counts
 	nonces    []uint64  // of membership changes that are applied
 	appends   int       // tasks that the append stage has done
+	applies   int       // tasks that the apply stage has done
 	fatal     error
 }
 

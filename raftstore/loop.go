@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 
 	"github.com/ipvskit/ipvskit/raftstore/internal/wal"
@@ -30,19 +31,23 @@ type loop struct {
 	apply  *applier
 	keep   *keeper
 
-	applied progress
-	next    uint64 // sequence number of the next command
-	ticks   uint64
-	queued  []*proposal
-	changes map[uint64]chan error // membership changes by nonce
-	round   round
+	applied  progress
+	next     uint64 // sequence number of the next command
+	ticks    uint64
+	queued   []*proposal
+	changing membershipChange
+	round    round
 
-	appends   int               // tasks that the append stage has not done yet
-	incoming  *incomingSnapshot // verified, waiting for raft to take it
-	lastHeard map[uint64]time.Time
-	promoted  uint64 // tick at which a promotion was last proposed
-	stalled   uint64 // tick at which a stalled disk was first seen; 0: it is not
-	muted     bool   // the disk has stalled for too long: others get no sign of life
+	appends    int               // tasks that the append stage has not done yet
+	applies    int               // tasks that the apply stage has not done yet
+	installs   bool              // one of appends has a snapshot, which goes through the apply stage
+	incoming   *incomingSnapshot // verified, waiting for raft to take it
+	lastHeard  map[uint64]time.Time
+	leadsIn    uint64    // the last term in which this node leads or has led
+	leadsSince time.Time // since when, in that term
+	promoted   uint64    // tick at which a promotion was last proposed
+	stalled    uint64    // tick at which a stalled disk was first seen; 0: it is not
+	muted      bool      // the disk has stalled for too long: others get no sign of life
 
 	now   func() time.Time
 	spawn func(func()) // runs a copy of the state in the background
@@ -56,7 +61,7 @@ const foundingIndex = 1
 
 func (s *Store) newLoop() (*loop, error) {
 	l := &loop{
-		s: s, log: s.logs, next: 1, changes: map[uint64]chan error{}, lastHeard: map[uint64]time.Time{}, now: time.Now,
+		s: s, log: s.logs, next: 1, lastHeard: map[uint64]time.Time{}, now: time.Now,
 		after: func(d time.Duration, fn func()) { time.AfterFunc(d, fn) },
 	}
 	l.spawn = l.background.Go
@@ -93,15 +98,18 @@ func (s *Store) newLoop() (*loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.rn, err = raft.NewRawNode(&raft.Config{
+	cfg := &raft.Config{
 		ID: l.self, ElectionTick: s.cfg.ElectionTicks, HeartbeatTick: 1,
 		Storage: l.log, Applied: l.applied.index, AsyncStorageWrites: true,
 		MaxSizePerMsg: 1 << 20, MaxInflightMsgs: 256, MaxInflightBytes: 16 << 20,
 		MaxUncommittedEntriesSize: 64 << 20, MaxCommittedSizePerReady: 8 << 20,
 		CheckQuorum: true, PreVote: true, StepDownOnRemoval: true,
 		Logger: zapRaft{s.log.WithOptions(zap.IncreaseLevel(zap.WarnLevel)).Sugar()},
-	})
-	if err != nil {
+	}
+	if s.cfg.weaken != nil {
+		s.cfg.weaken(cfg)
+	}
+	if l.rn, err = raft.NewRawNode(cfg); err != nil {
 		return nil, err
 	}
 	l.keep = &keeper{s: s, log: l.log, due: make(chan struct{}, 1)}
@@ -174,6 +182,7 @@ func (l *loop) run(ctx context.Context) error {
 	stages.Go(func() { l.append.run(stop) })
 	stages.Go(func() { l.apply.run(stop) })
 	stages.Go(func() { l.keep.run(stop) })
+	stages.Go(func() { l.watch(stop) })
 
 	tick := time.NewTicker(l.s.cfg.TickInterval)
 	defer tick.Stop()
@@ -233,19 +242,14 @@ func (l *loop) turn() error {
 	if in.fatal != nil {
 		return in.fatal
 	}
-	for _, m := range in.responses {
-		_ = l.rn.Step(m) // of a term that has passed it is refused
-	}
+	l.respond(in.responses)
 	l.appends -= in.appends
+	l.applies -= in.applies
+	l.installs = l.installs && l.appends > 0
 	if in.applied != nil {
 		l.applied = *in.applied
 	}
-	for _, nonce := range in.nonces {
-		if c := l.changes[nonce]; c != nil {
-			delete(l.changes, nonce)
-			c <- nil
-		}
-	}
+	l.changed(in.nonces)
 	for _, r := range in.messages {
 		l.lastHeard[r.from] = r.at
 		for _, m := range r.msgs {
@@ -259,7 +263,7 @@ func (l *loop) turn() error {
 	}
 	l.queued = append(l.queued, in.proposals...)
 	if in.reads != nil {
-		l.round.queued = in.reads
+		l.round.queued = append(l.round.queued, in.reads)
 	}
 	if err := l.ready(); err != nil {
 		return err
@@ -282,16 +286,13 @@ func (l *loop) ready() error {
 	for l.rn.HasReady() {
 		rd := l.rn.Ready()
 		var out []*raftpb.Message
+		var toAppend, toApply *raftpb.Message
 		for _, m := range rd.Messages {
 			switch {
 			case m.GetTo() == raft.LocalAppendThread:
-				direct, err := l.appendLater(m)
-				if err != nil {
-					return err
-				}
-				out = append(out, direct...)
+				toAppend = m
 			case m.GetTo() == raft.LocalApplyThread:
-				l.apply.queue.push(applyTask{msg: m})
+				toApply = m
 			case m.GetTo() == l.self:
 			case m.GetType() == raftpb.MessageType_MsgSnap:
 				l.sendSnapshot(m)
@@ -299,39 +300,94 @@ func (l *loop) ready() error {
 				out = append(out, m)
 			}
 		}
-		if t := l.s.cfg.Transport; t != nil && len(out) > 0 && !l.muted {
-			t.Send(out)
-		}
+		l.send(out) // before this node syncs: the others do the same meanwhile
 		l.answered(rd.ReadStates)
+		if toApply != nil {
+			if err := l.toApply(toApply); err != nil {
+				return err
+			}
+		}
+		if toAppend != nil {
+			if err := l.toAppend(toAppend); err != nil {
+				return err
+			}
+		}
 		l.ask()
 	}
 	return nil
 }
 
-// appendLater gives a task to the append stage. One that has nothing to write,
-// while none is on its way, needs no stage: it returns what is to be sent.
-func (l *loop) appendLater(m *raftpb.Message) (out []*raftpb.Message, err error) {
+func (l *loop) send(msgs []*raftpb.Message) {
+	if t := l.s.cfg.Transport; t != nil && len(msgs) > 0 && !l.muted {
+		t.Send(msgs)
+	}
+}
+
+// What is small, while a stage is idle, the loop does itself: it saves waking
+// the stage and being woken by it, which for one caller is most of the time.
+const (
+	inlineEntries = 2
+	inlineBytes   = 4 << 10
+)
+
+func small(entries []*raftpb.Entry) bool {
+	return len(entries) <= inlineEntries && entryBytes(entries) <= inlineBytes
+}
+
+// toAppend gives a task to the append stage, or does it.
+func (l *loop) toAppend(m *raftpb.Message) error {
 	t := appendTask{msg: m}
 	if m.Snapshot != nil {
 		t.snapshot = l.incoming
 		l.incoming = nil
 		if index := m.GetSnapshot().GetMetadata().GetIndex(); t.snapshot == nil || t.snapshot.index != index {
-			return nil, fmt.Errorf("raft takes a snapshot of entry %d that was not received", index)
+			return fmt.Errorf("raft takes a snapshot of entry %d that was not received", index)
+		}
+		l.installs = true
+	}
+	if l.appends > 0 || t.snapshot != nil || !small(m.Entries) {
+		l.appends++
+		l.append.queue.push(t)
+		return nil
+	}
+	out, back, err := l.append.do([]appendTask{t})
+	if err != nil {
+		return err
+	}
+	l.send(out)
+	l.respond(back)
+	return nil
+}
+
+// toApply gives a task to the apply stage, or does it.
+func (l *loop) toApply(m *raftpb.Message) error {
+	if l.applies > 0 || l.installs || !small(m.Entries) || !normal(m.Entries) {
+		l.applies++
+		l.apply.queue.push(applyTask{msg: m})
+		return nil
+	}
+	if _, err := l.apply.apply(m.Entries); err != nil {
+		return err
+	}
+	l.applied = l.apply.progress
+	l.respond(m.Responses)
+	return nil
+}
+
+func normal(entries []*raftpb.Entry) bool {
+	for _, e := range entries {
+		if e.GetType() != raftpb.EntryNormal {
+			return false
 		}
 	}
-	if l.appends == 0 && t.snapshot == nil && len(m.Entries) == 0 && m.Term == nil {
-		for _, r := range m.Responses {
-			if r.GetTo() == l.self {
-				_ = l.rn.Step(r) // of a term that has passed it is refused
-			} else {
-				out = appendCoalesced(out, r)
-			}
-		}
-		return out, nil
+	return true
+}
+
+// respond tells raft what its stages have done.
+func (l *loop) respond(msgs []*raftpb.Message) {
+	for _, m := range msgs {
+		_ = l.rn.Step(m) // of a term that has passed it is refused
 	}
-	l.appends++
-	l.append.queue.push(t)
-	return nil, nil
 }
 
 // tick does what is due now and then.
@@ -346,23 +402,25 @@ func (l *loop) tick() {
 	l.s.cfg.Metrics.Queued(len(l.queued), int(l.s.pendingCommands.Load()))
 }
 
+// stallElections is how many election timeouts a sync may take: a disk that is
+// merely busy, with others' data, say, has no better successor.
+const stallElections = 5
+
+func (l *loop) stallLimit() time.Duration {
+	return stallElections * time.Duration(l.s.cfg.ElectionTicks) * l.s.cfg.TickInterval
+}
+
 // watchDisk makes a leader whose disk stalls hand over: the others can still
 // commit, but nothing would be applied here, nor answered. Where no one takes
 // over within an election timeout it falls silent, so that they elect another.
 func (l *loop) watchDisk() {
 	took := l.append.stalledFor(l.now())
-	limit := time.Duration(l.s.cfg.ElectionTicks) * l.s.cfg.TickInterval
-	if took < limit {
-		if l.stalled != 0 {
-			l.s.log.Info("the disk answers again")
-		}
+	if took < l.stallLimit() {
 		l.stalled, l.muted = 0, false
 		return
 	}
 	if l.stalled == 0 {
-		l.stalled = l.ticks
-		l.s.cfg.Metrics.DiskStalled(took)
-		l.s.log.Error("the disk stalls: a sync of the log does not return", zap.Duration("since", took), zap.Bool("leader", l.leads()))
+		l.stalled = max(1, l.ticks)
 		if to := l.successor(); l.leads() && to != 0 {
 			l.rn.TransferLeader(to)
 		}
@@ -370,14 +428,39 @@ func (l *loop) watchDisk() {
 	l.muted = l.leads() && l.ticks-l.stalled >= uint64(l.s.cfg.ElectionTicks) && len(l.applied.members) > 1
 }
 
+// watch reports a disk that stalls, and that this node does not lead while it
+// does: the loop itself may be in that sync, and so be silent to the others.
+func (l *loop) watch(stop <-chan struct{}) {
+	tick := time.NewTicker(l.s.cfg.TickInterval)
+	defer tick.Stop()
+	for stalled := false; ; {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		took := l.append.stalledFor(time.Now())
+		switch now := took >= l.stallLimit(); {
+		case now && !stalled:
+			stalled = true
+			l.s.cfg.Metrics.DiskStalled(took)
+			l.s.log.Error("the disk stalls: a sync of the log does not return", zap.Duration("since", took))
+			l.s.showStalled()
+		case !now && stalled:
+			stalled = false
+			l.s.log.Info("the disk answers again")
+		}
+	}
+}
+
 // successor is the voter that is furthest, of those that were heard lately.
 func (l *loop) successor() uint64 {
 	best, match := uint64(0), uint64(0)
-	for id, p := range l.rn.Status().Progress {
+	l.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		if id != l.self && !p.IsLearner && p.RecentActive && (best == 0 || p.Match > match) {
 			best, match = id, p.Match
 		}
-	}
+	})
 	return best
 }
 
@@ -414,6 +497,10 @@ func (l *loop) step(m *raftpb.Message) error {
 		}
 	case raftpb.MessageType_MsgSnap:
 		return nil // these come as streams alone
+	case raftpb.MessageType_MsgReadIndex:
+		if l.behind() {
+			return nil // it asks again
+		}
 	case raftpb.MessageType_MsgTransferLeader, raftpb.MessageType_MsgForgetLeader, raftpb.MessageType_MsgHup, raftpb.MessageType_MsgBeat,
 		raftpb.MessageType_MsgUnreachable, raftpb.MessageType_MsgSnapStatus, raftpb.MessageType_MsgCheckQuorum:
 		return nil // local matters; no peer has a say in them
@@ -494,6 +581,9 @@ func (l *loop) publish() {
 		term: st.GetTerm(), leader: st.Lead, commit: st.GetCommit(), applied: l.applied.index,
 		leading: st.RaftState == raft.StateLeader, members: l.applied.members,
 	}
+	if n.leading && l.leadsIn != n.term {
+		l.leadsIn, l.leadsSince = n.term, l.now()
+	}
 	// A leader that has not applied an entry of its own term is not yet one to
 	// its users: its state may lack what was acknowledged before.
 	n.leading = n.leading && l.applied.term == n.term && !l.muted
@@ -508,10 +598,7 @@ func (l *loop) fail(err error) {
 		l.s.finish(p, outcome{err: notApplied(err)})
 	}
 	l.queued = nil
-	for nonce, c := range l.changes {
-		delete(l.changes, nonce)
-		c <- unknown(err)
-	}
+	l.changing.end(unknown(err))
 	if in.reads != nil {
 		in.reads.end(err)
 	}

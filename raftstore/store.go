@@ -240,6 +240,15 @@ func (s *Store) show(n seen) {
 	}
 }
 
+// showStalled publishes that this node does not lead for now.
+func (s *Store) showStalled() {
+	s.mu.Lock()
+	n := s.seen
+	s.mu.Unlock()
+	n.leading = false
+	s.show(n)
+}
+
 // zapRaft gives raft's messages to the logger.
 type zapRaft struct{ *zap.SugaredLogger }
 

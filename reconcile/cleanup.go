@@ -33,7 +33,7 @@ func (r *Reconciler) Cleanup(ctx context.Context) (Report, error) {
 	if !rep.Converged {
 		return rep, nil
 	}
-	r.rec = newRecord()
+	r.rec, r.noted = newRecord(), true
 	return rep, r.saveRecord()
 }
 
@@ -58,8 +58,8 @@ func (r *Reconciler) planCleanup(ctx context.Context) (*plan, *Actual, error) {
 			p.failures = append(p.failures, Failure{Object: k.String(), Op: "read chain", Err: a.chainErrs[k]})
 		}
 	}
-	for _, d := range a.IPVS.Daemons {
-		if a.ownDaemons[d.Role] {
+	for i := range a.IPVS.Daemons {
+		if d := &a.IPVS.Daemons[i]; a.ownDaemons[d.Role] {
 			p.remove = append(p.remove, Op{Kind: StopDaemon, Daemon: d})
 		}
 	}

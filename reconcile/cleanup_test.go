@@ -79,7 +79,7 @@ func TestCleanupLeavesAnotherInterface(t *testing.T) {
 func TestTimeoutsAndSyncDaemons(t *testing.T) {
 	k := fakekernel.New()
 	foreign := reconcile.SyncDaemon{Role: reconcile.SyncBackup, Interface: "lo"}
-	k.Do(t.Context(), []reconcile.Op{{Kind: reconcile.StartDaemon, Daemon: foreign}})
+	k.Do(t.Context(), []reconcile.Op{{Kind: reconcile.StartDaemon, Daemon: &foreign}})
 	journal := new(memory)
 	r := newReconciler(t, reconcile.Config{Kernel: k, Journal: journal})
 	d := desired()

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -59,6 +60,35 @@ type DesiredService struct {
 	// has: for a drain by weight 0 with a deadline of its own. Those that are not
 	// named stay.
 	Until map[netip.AddrPort]time.Time
+}
+
+// same says whether d asks for what o asks for. Those that have times to keep are
+// never the same.
+func (d Desired) same(o Desired) bool {
+	return d.Timeouts == o.Timeouts && slices.Equal(d.Daemons, o.Daemons) &&
+		slices.EqualFunc(d.Services, o.Services, func(a, b DesiredService) bool {
+			return a.Service == b.Service && a.SNAT == b.SNAT && a.Name == b.Name && len(a.Until) == 0 && len(b.Until) == 0 &&
+				slices.Equal(a.Destinations, b.Destinations)
+		})
+}
+
+// clone shares nothing with d that could be changed.
+func (d Desired) clone() Desired {
+	d.Daemons = slices.Clone(d.Daemons)
+	d.Services = slices.Clone(d.Services)
+	n := 0
+	for i := range d.Services {
+		n += len(d.Services[i].Destinations)
+	}
+	all := make([]Destination, 0, n)
+	for i := range d.Services {
+		s := &d.Services[i]
+		at := len(all)
+		all = append(all, s.Destinations...)
+		s.Destinations = all[at:len(all):len(all)]
+		s.Until = maps.Clone(s.Until)
+	}
+	return d
 }
 
 // masquerades says whether some destination answers through this director.

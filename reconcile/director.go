@@ -153,7 +153,7 @@ func checkDirector(d Desired) (Timeouts, []SyncDaemon, []Failure) {
 // ours if we started it: another one of its role is in the way.
 func (c Config) planDirector(p *plan, w *wanted, a *Actual) {
 	if t := w.timeouts.over(a.IPVS.Timeouts); t != a.IPVS.Timeouts {
-		p.host = append(p.host, Op{Kind: SetTimeouts, Timeouts: t})
+		p.host = append(p.host, Op{Kind: SetTimeouts, Timeouts: &t})
 	}
 	for _, role := range []SyncRole{SyncMaster, SyncBackup} {
 		want, runs := daemonOf(w.daemons, role), daemonOf(a.IPVS.Daemons, role)
@@ -162,12 +162,12 @@ func (c Config) planDirector(p *plan, w *wanted, a *Actual) {
 		case want == nil && runs == nil, want != nil && runs != nil && want.satisfied(*runs):
 		case want == nil:
 			if a.ownDaemons[role] {
-				p.remove = append(p.remove, Op{Kind: StopDaemon, Daemon: *runs})
+				p.remove = append(p.remove, Op{Kind: StopDaemon, Daemon: runs})
 			}
 		case runs == nil:
-			p.host = append(p.host, Op{Kind: StartDaemon, Daemon: *want})
+			p.host = append(p.host, Op{Kind: StartDaemon, Daemon: want})
 		case a.ownDaemons[role]:
-			p.host = append(p.host, Op{Kind: StopDaemon, Daemon: *runs, Why: "its values cannot change while it runs"}, Op{Kind: StartDaemon, Daemon: *want})
+			p.host = append(p.host, Op{Kind: StopDaemon, Daemon: runs, Why: "its values cannot change while it runs"}, Op{Kind: StartDaemon, Daemon: want})
 		default:
 			p.collisions = append(p.collisions, Collision{object, "one that is not ours runs: " + runs.String()})
 			p.failures = append(p.failures, Failure{Object: object, Op: "start", Err: fmt.Errorf(

@@ -19,8 +19,8 @@ type execution struct {
 	badDest    map[destination]bool
 	failed     map[string]bool
 
-	done     []Op // without an error
-	tried    []Op
+	done     []*Op // without an error
+	tried    []*Op
 	failures []Failure
 }
 
@@ -61,12 +61,13 @@ func (e *execution) stage(ctx context.Context, ops []Op, may func(*Op) bool) {
 		return
 	}
 	errs := e.r.cfg.Kernel.Do(ctx, batch)
+	e.tried, e.done = slices.Grow(e.tried, len(batch)), slices.Grow(e.done, len(batch))
 	for i := range batch {
-		e.note(batch[i], errs[i])
+		e.note(&batch[i], errs[i])
 	}
 }
 
-func (e *execution) note(op Op, err error) {
+func (e *execution) note(op *Op, err error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return // not tried
 	}
@@ -74,20 +75,20 @@ func (e *execution) note(op Op, err error) {
 	e.r.cfg.Metrics.Operated(op.Kind, err)
 	if err == nil {
 		e.done = append(e.done, op)
-		e.r.succeeded(op)
+		e.r.succeeded(*op)
 		return
 	}
 	// Destinations fail with their service: one failure says it.
 	if op.Kind == AddDestination && e.badService[op.Service.Key] {
 		return
 	}
-	e.mark(op)
-	f := Failure{Object: op.Object(), Op: op.Kind.String(), Err: explain(op, err)}
+	e.mark(*op)
+	f := Failure{Object: op.Object(), Op: op.Kind.String(), Err: explain(*op, err)}
 	if w := e.r.want.service(op.Service.Key); w != nil {
 		f.Service = w.Name
 	}
 	e.report(f)
-	e.r.fail(op, f)
+	e.r.fail(*op, f)
 }
 
 func (e *execution) report(f Failure) {

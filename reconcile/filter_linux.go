@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 type filter struct {
 	key      ChainKey
 	programs []program // what may work; only the first once it holds our chain
+	jumps    bool      // when last read
 }
 
 type program struct {
@@ -39,7 +41,16 @@ func findFilter(k ChainKey, name string) (*filter, error) {
 	}
 	found := &filter{key: k}
 	var errs []error
+	same := map[string]bool{} // iptables is one of the two others, by a link
 	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			if path, err = filepath.EvalSymlinks(path); err == nil {
+				if same[path] {
+					continue
+				}
+				same[path] = true
+			}
+		}
 		ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Path(name), iptables.Timeout(5))
 		if err != nil {
 			errs = append(errs, brief(name, err))
@@ -80,6 +91,7 @@ func (k ChainKey) jump() (command string, rule []string) {
 func (f *filter) read() (Chain, error) {
 	c := Chain{ChainKey: f.key}
 	p := f.programs[0]
+	f.jumps = false
 	lines, err := p.ipt.List(f.key.Table.String(), f.key.Name())
 	var failed *iptables.Error
 	if errors.As(err, &failed) && failed.ExitStatus() == 1 {
@@ -94,25 +106,20 @@ func (f *filter) read() (Chain, error) {
 			c.Rules = append(c.Rules, ParseRule(line))
 		}
 	}
-	c.Jump, err = p.jumps()
-	return c, err
-}
-
-func (p program) jumps() (bool, error) {
-	_, rule := p.key.jump()
-	yes, err := p.ipt.Exists(p.key.Table.String(), p.key.Hook(), rule...)
-	if err != nil {
-		return false, brief("read chain "+p.key.Hook(), err)
+	_, jump := f.key.jump()
+	if c.Jump, err = p.ipt.Exists(f.key.Table.String(), f.key.Hook(), jump...); err != nil {
+		return c, brief("read chain "+f.key.Hook(), err)
 	}
-	return yes, nil
+	f.jumps = c.Jump
+	return c, nil
 }
 
 func (f *filter) replace(rules []Rule) error {
 	var errs []error
 	for _, p := range f.programs {
-		err := p.replace(rules)
+		err := p.replace(rules, f.jumps)
 		if err == nil {
-			f.programs = []program{p}
+			f.programs, f.jumps = []program{p}, true
 			return nil
 		}
 		errs = append(errs, err)
@@ -120,11 +127,7 @@ func (f *filter) replace(rules []Rule) error {
 	return errors.Join(errs...)
 }
 
-func (p program) replace(rules []Rule) error {
-	jumps, err := p.jumps()
-	if err != nil {
-		jumps = false // without the chain there is no jump to it
-	}
+func (p program) replace(rules []Rule, jumps bool) error {
 	var b strings.Builder
 	for _, r := range rules {
 		fmt.Fprintf(&b, "-A %s %s\n", p.key.Name(), r)

@@ -23,29 +23,28 @@ func Fingerprint(services []ServiceState) uint64 {
 	return sum
 }
 
-// FNV-1a, and a last mixing step: sums of hashes must not cancel out.
+// FNV-1a by words, and a last mixing step: sums of hashes must not cancel out.
 const (
 	fnvOffset = 14695981039346656037
 	fnvPrime  = 1099511628211
 )
 
-func hashBytes(h uint64, b ...byte) uint64 {
-	for _, c := range b {
-		h = (h ^ uint64(c)) * fnvPrime
-	}
-	return h
+func hashUint(h, v uint64) uint64 {
+	h = (h ^ v) * fnvPrime
+	return h ^ h>>29
 }
 
-func hashUint(h, v uint64) uint64 {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], v)
-	return hashBytes(h, b[:]...)
+func hashString(h uint64, s string) uint64 {
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * fnvPrime
+	}
+	return h
 }
 
 func hashAddr(h uint64, a netip.AddrPort) uint64 {
 	if a.Addr().IsValid() {
 		b := a.Addr().Unmap().As16()
-		h = hashBytes(h, b[:]...)
+		h = hashUint(hashUint(h, binary.LittleEndian.Uint64(b[:])), binary.LittleEndian.Uint64(b[8:]))
 	}
 	return hashUint(h, uint64(a.Port()))
 }
@@ -78,13 +77,13 @@ func fingerprintListed(s Service, mask uint32) uint64 {
 	} else {
 		switch s.Protocol {
 		case TCP, UDP, SCTP:
-			h = hashBytes(h, byte(s.Protocol))
+			h = hashUint(h, uint64(s.Protocol))
 		default: // listed by names that need not be known here
-			h = hashBytes(h, 0)
+			h = hashUint(h, 0)
 		}
 		h = hashAddr(h, netip.AddrPortFrom(s.Addr, s.Port))
 	}
-	h = hashBytes(h, []byte(s.Scheduler)...)
+	h = hashString(h, s.Scheduler)
 	if s.Flags&Persistent != 0 {
 		h = hashUint(h, uint64(mask))
 	}
@@ -93,5 +92,5 @@ func fingerprintListed(s Service, mask uint32) uint64 {
 
 func fingerprintDestination(service uint64, d Destination) uint64 {
 	h := hashAddr(service, d.AddrPort())
-	return mix(hashUint(hashBytes(h, byte(d.Forwarding)), uint64(d.Weight)))
+	return mix(hashUint(hashUint(h, uint64(d.Forwarding)), uint64(d.Weight)))
 }

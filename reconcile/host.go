@@ -80,7 +80,7 @@ func (c Config) planSysctl(stage *[]Op, a *Actual, name, value, why string) {
 // what goes, goes last.
 func (c Config) planChains(p *plan, services []DesiredService, a *Actual) {
 	for _, k := range allChains {
-		before, _ := c.chainRules(k, services, a, nil)
+		before, _ := c.chainRules(p, k, services, a)
 		if len(before) == 0 {
 			continue
 		}
@@ -103,7 +103,7 @@ func (c Config) planChainRemovals(p *plan, services []DesiredService, a *Actual)
 		if a.chainErrs[k] != nil {
 			continue
 		}
-		before, after := c.chainRules(k, services, a, p.remaining)
+		before, after := c.chainRules(p, k, services, a)
 		if !have.Exists && len(before) == 0 {
 			continue
 		}
@@ -126,16 +126,20 @@ func (c Config) planChainRemovals(p *plan, services []DesiredService, a *Actual)
 
 // chainRules are a chain's rules while services change, and those after, when of
 // the services that nobody wants only the remaining ones are left.
-func (c Config) chainRules(k ChainKey, services []DesiredService, a *Actual, remaining []Key) (before, after []Rule) {
+func (c Config) chainRules(p *plan, k ChainKey, services []DesiredService, a *Actual) (before, after []Rule) {
 	if k.Table == NAT {
-		rules := snatRules(k.Family, services, a.Foreign)
+		rules, done := p.snat[k.Family]
+		if !done {
+			rules = snatRules(k.Family, services, a.Foreign)
+			p.snat[k.Family] = rules
+		}
 		return rules, rules
 	}
 	if !c.ProtectVIPs {
 		return nil, nil
 	}
 	// A service that goes is let through until it is gone.
-	keys := slices.Concat(a.Foreign, remaining)
+	keys := slices.Concat(a.Foreign, p.remaining)
 	for i := range services {
 		keys = append(keys, services[i].Key)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -106,6 +107,20 @@ func newRecord() *record {
 		VIPs: map[netip.Addr]bool{}, Own: map[Key]bool{}, Foreign: map[Key]bool{}, Drains: map[destination]Drain{},
 		Daemons: map[SyncRole]bool{},
 	}
+}
+
+func (r *record) clone() *record {
+	return &record{
+		maps.Clone(r.VIPs), maps.Clone(r.Own), maps.Clone(r.Foreign), maps.Clone(r.Drains), maps.Clone(r.Daemons), r.Protected,
+	}
+}
+
+func (r *record) equal(o *record) bool {
+	return maps.Equal(r.VIPs, o.VIPs) && maps.Equal(r.Own, o.Own) && maps.Equal(r.Foreign, o.Foreign) &&
+		maps.EqualFunc(r.Drains, o.Drains, func(a, b Drain) bool {
+			return a.Service == b.Service && a.Dest == b.Dest && a.Since.Equal(b.Since) && a.Deadline.Equal(b.Deadline)
+		}) &&
+		maps.Equal(r.Daemons, o.Daemons) && r.Protected == o.Protected
 }
 
 const recordVersion = 1

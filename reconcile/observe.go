@@ -139,10 +139,10 @@ func (r *reader) readChains(ctx context.Context, services []DesiredService, rec 
 
 // touch reads again what operations worked on, whether they failed or not: done
 // are those of tried that did not.
-func (r *reader) touch(ctx context.Context, tried, done []Op) error {
+func (r *reader) touch(ctx context.Context, tried, done []*Op) error {
 	keys := map[Key]bool{}
 	for i := range tried {
-		switch op := &tried[i]; op.Kind {
+		switch op := tried[i]; op.Kind {
 		case Zero:
 		case SetSysctl:
 			delete(r.sysctls, op.Name)
@@ -181,7 +181,7 @@ func (r *reader) touch(ctx context.Context, tried, done []Op) error {
 
 // predict does to what is kept what the operations did to the kernel. Connections
 // are not counted by it.
-func (r *reader) predict(done []Op) {
+func (r *reader) predict(done []*Op) {
 	r.keys = nil
 	touched := map[Key]bool{}
 	change := func(k Key) {
@@ -191,8 +191,7 @@ func (r *reader) predict(done []Op) {
 		touched[k] = true
 		delete(r.counted, k)
 	}
-	for i := range done {
-		op := &done[i]
+	for _, op := range done {
 		if !op.Kind.ofService() {
 			continue
 		}

@@ -41,7 +41,7 @@ const (
 	// is decided by net.ipv4.vs.expire_nodest_conn.
 	DelDestination
 	// SetChain replaces our chain of Chain.ChainKey with Chain.Rules in one
-	// transaction, and makes the jump to it if there is none.
+	// transaction, and makes the jump to it if the last reading found none.
 	SetChain
 	// DelChain removes the jump, the chain and its rules.
 	DelChain
@@ -90,8 +90,8 @@ type Op struct {
 	Name     string
 	Value    string
 	Chain    *Chain
-	Timeouts Timeouts
-	Daemon   SyncDaemon
+	Timeouts *Timeouts
+	Daemon   *SyncDaemon
 	// Why is the reason where it is not plain ("drained", "connections need SNAT").
 	Why string
 }

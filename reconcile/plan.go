@@ -48,9 +48,10 @@ type plan struct {
 	bind   []Op // VIPs
 	remove []Op // drained destinations, services, VIPs, packet filter
 
-	drains     []Drain // what is still being drained once this plan is done
-	ending     []Drain // what is deleted by it
-	remaining  []Key   // services that nobody wants and that remain for now
+	drains     []Drain           // what is still being drained once this plan is done
+	ending     []Drain           // what is deleted by it
+	snat       map[Family][]Rule // worked out once
+	remaining  []Key             // services that nobody wants and that remain for now
 	failures   []Failure
 	collisions []Collision
 	warnings   []Warning
@@ -61,7 +62,7 @@ func (p *plan) ops() []Op {
 }
 
 func (c Config) plan(w *wanted, a *Actual) *plan {
-	p := new(plan)
+	p := &plan{snat: map[Family][]Rule{}}
 	services := w.services
 	if len(a.collide) > 0 {
 		services = slices.DeleteFunc(slices.Clone(services), func(s DesiredService) bool {
@@ -92,6 +93,13 @@ func (c Config) planServices(p *plan, want []DesiredService, a *Actual) {
 		drains[destination{d.Service, d.Dest}] = d
 	}
 	d := destinations{c, p, drains, a}
+	if len(a.Services) == 0 {
+		n := len(want)
+		for i := range want {
+			n += len(want[i].Destinations)
+		}
+		p.raise = slices.Grow(p.raise, n)
+	}
 	have := a.Services
 	for len(want) > 0 || len(have) > 0 {
 		var order int

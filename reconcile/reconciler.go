@@ -1,7 +1,6 @@
 package reconcile
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -21,9 +20,13 @@ type Reconciler struct {
 
 	rec      *record // nil: not read from the journal yet
 	saved    []byte  // what the journal holds
+	kept     *record // the same as a record
+	noted    bool    // rec may differ from it
 	reader   reader
 	desired  bool      // Sync has been called
 	revision uint64    // of the last Sync or Update
+	given    Desired   // to the last Sync; only while settled
+	settled  bool      // the last reconciliation left nothing to do, for given
 	want     *wanted   // of them: what can be programmed
 	refused  []Failure // and what cannot
 	backoffs map[string]*backoff
@@ -68,7 +71,7 @@ func (r *Reconciler) unlock() { r.turn <- struct{}{} }
 // expressed are failures of the account.
 func (r *Reconciler) Apply(ctx context.Context, v lbstate.View) (lbstate.Applied, error) {
 	d, unusable := FromView(v)
-	rep, err := r.sync(ctx, d, unusable)
+	rep, err := r.sync(ctx, d, true, unusable)
 	if err != nil {
 		return lbstate.Applied{}, err
 	}
@@ -82,24 +85,47 @@ func (r *Reconciler) Apply(ctx context.Context, v lbstate.View) (lbstate.Applied
 //
 // An error means that nothing can be said about the kernel: it could not be
 // read, the journal could not be written, or ctx ended. It is safe to call Sync
-// again. desired must not be changed afterwards.
+// again. desired is copied.
 func (r *Reconciler) Sync(ctx context.Context, desired Desired) (Report, error) {
-	return r.sync(ctx, desired, nil)
+	return r.sync(ctx, desired, false, nil)
 }
 
-func (r *Reconciler) sync(ctx context.Context, desired Desired, unusable []Failure) (Report, error) {
-	want, refused := r.cfg.normal(desired)
+func (r *Reconciler) sync(ctx context.Context, desired Desired, owned bool, unusable []Failure) (Report, error) {
 	if err := r.lock(ctx); err != nil {
 		return Report{}, err
 	}
 	defer r.unlock()
+	if r.settled && len(unusable) == 0 && desired.same(r.given) {
+		if err := r.notDrifted(ctx); err != nil {
+			return Report{}, err
+		}
+		if r.settled && r.reader.whole() {
+			return r.unchanged(desired.Revision), nil
+		}
+	}
+	if !owned {
+		desired = desired.clone() // it may be the caller's own
+	}
+	want, refused := r.cfg.normal(desired)
 	r.revision, r.want, r.refused = desired.Revision, want, slices.Concat(unusable, refused)
 	r.desired = true
 	defer r.wakeRun()
 	if err := r.notDrifted(ctx); err != nil {
 		return Report{}, err
 	}
-	return r.reconcile(ctx, bySync)
+	rep, err := r.reconcile(ctx, bySync)
+	if r.settled = err == nil && rep.settled(); r.settled {
+		r.given = desired
+	}
+	return rep, err
+}
+
+// unchanged is the last report for a Sync that has nothing to do.
+func (r *Reconciler) unchanged(revision uint64) Report {
+	r.revision = revision
+	rep := r.Status()
+	rep.Revision, rep.Operations, rep.Repaired, rep.Took = revision, 0, 0, 0
+	return r.finish(rep)
 }
 
 // notDrifted looks for drift where nobody else does: Run does in the background.
@@ -176,15 +202,19 @@ func (r *Reconciler) readRecord() (*record, error) {
 }
 
 func (r *Reconciler) saveRecord() error {
-	b := r.rec.encode()
-	if bytes.Equal(b, r.saved) {
+	if !r.noted {
 		return nil
 	}
+	r.noted = false
+	if r.rec.equal(r.kept) {
+		return nil
+	}
+	b := r.rec.encode()
 	if err := r.cfg.Journal.Save(b); err != nil {
 		r.rec = nil // what is durable is no longer known
 		return fmt.Errorf("reconcile: write the journal: %w", err)
 	}
-	r.saved = b
+	r.saved, r.kept = b, r.rec.clone()
 	return nil
 }
 
@@ -220,7 +250,7 @@ func (r *Reconciler) planAll(ctx context.Context) (*plan, *Actual, error) {
 	}
 	a := r.reader.actual(r.want, r.rec, time.Now())
 	p := r.cfg.plan(r.want, a)
-	r.planned = a.Now
+	r.planned, r.noted = a.Now, true
 	r.rec.Drains = make(map[destination]Drain, len(p.drains)+len(p.ending))
 	r.noteDrains(p)
 	for _, role := range []SyncRole{SyncMaster, SyncBackup} {
@@ -244,12 +274,13 @@ func (r *Reconciler) noteDrains(p *plan) {
 // rounds is reconcile for what planned plans; the report is not known to others yet.
 func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context.Context) (*plan, *Actual, error)) (Report, error) {
 	began := time.Now()
+	r.settled = false
 	if r.rec == nil {
 		rec, err := r.readRecord()
 		if err != nil {
 			return Report{}, err
 		}
-		r.rec = rec
+		r.rec, r.kept = rec, rec.clone()
 	}
 	if by == bySync {
 		for _, b := range r.backoffs {
@@ -361,7 +392,7 @@ func (r *Reconciler) account(rep *Report, e *execution, a *Actual, by origin) {
 			r.cfg.Logger.Info("setting changed", zap.String("name", change.Name),
 				zap.String("from", change.From), zap.String("to", change.To), zap.String("why", change.Why))
 		case DelDestination:
-			r.cfg.Metrics.Drained(connectionsOf(a, op))
+			r.cfg.Metrics.Drained(connectionsOf(a, *op))
 		}
 		// Other operations with a reason are our own doing: a drain that ended.
 		if by == byDrift && (op.Why == "" || op.Kind == SetSysctl) {

@@ -27,6 +27,9 @@ type Report struct {
 	Took       time.Duration
 }
 
+// settled says that nothing is left to do, nor to wait for.
+func (r Report) settled() bool { return r.Converged && r.Draining == 0 && len(r.Collisions) == 0 }
+
 // Failure names an object that is not as desired.
 type Failure struct {
 	Object  string // "tcp/192.0.2.10:80", "tcp/192.0.2.10:80 -> 10.1.0.1:8080", "snat ipv4", ...
@@ -96,7 +99,7 @@ func explain(op Op, err error) error {
 	case IsNoScheduler(op, err):
 		hint = fmt.Sprintf("this kernel has no scheduler %q; try `modprobe ip_vs_%s` or choose another", op.Service.Scheduler, op.Service.Scheduler)
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EROFS):
-		hint = "the process needs the capability CAP_NET_ADMIN, in a container also a writable /proc/sys"
+		hint = permissionHint(op)
 	case errors.Is(err, syscall.EOPNOTSUPP) && op.Kind == AddLink:
 		hint = "this kernel has no dummy interfaces; try `modprobe dummy`"
 	case op.Kind == SetSysctl && errors.Is(err, fs.ErrNotExist):

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -45,10 +46,6 @@ func (c *routeConn) list() ([]Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	addresses, err := c.conn.Address.List()
-	if err != nil {
-		return nil, err
-	}
 	out := make([]Link, 0, len(links))
 	at := map[uint32]int{}
 	for _, l := range links {
@@ -65,32 +62,45 @@ func (c *routeConn) list() ([]Link, error) {
 		}
 		out = append(out, link)
 	}
-	for _, a := range addresses {
-		i, ok := at[a.Index]
-		if !ok || a.Attributes == nil {
-			continue
+	err = c.batch.dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg), func(m []byte) error {
+		index, prefix, err := decodeAddress(m)
+		if i, ok := at[index]; ok && prefix.IsValid() {
+			out[i].Addresses = append(out[i].Addresses, prefix)
 		}
-		// On a point-to-point link Local is this host's; IPv6 has only Address.
-		ip := a.Attributes.Local
-		if ip == nil {
-			ip = a.Attributes.Address
-		}
-		addr, ok := netip.AddrFromSlice(ip)
-		if !ok {
-			continue
-		}
-		out[i].Addresses = append(out[i].Addresses, netip.PrefixFrom(addr.Unmap(), int(a.PrefixLength)))
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	for i := range out {
 		slices.SortFunc(out[i].Addresses, netip.Prefix.Compare)
 	}
-	slices.SortFunc(out, func(a, b Link) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(out, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// decodeAddress reads a struct ifaddrmsg with its attributes.
+func decodeAddress(m []byte) (index uint32, p netip.Prefix, err error) {
+	if len(m) < unix.SizeofIfAddrmsg {
+		return 0, p, errDamaged
+	}
+	f := family(m[:1])
+	index = binary.NativeEndian.Uint32(m[4:])
+	var local, addr netip.Addr
+	err = attributes(m[unix.SizeofIfAddrmsg:], func(typ uint16, v []byte) error {
+		switch typ {
+		case unix.IFA_LOCAL:
+			local = address(v, f)
+		case unix.IFA_ADDRESS:
+			addr = address(v, f)
+		}
+		return nil
+	})
+	// On a point-to-point link IFA_LOCAL is this host's; IPv6 has only IFA_ADDRESS.
+	if !local.IsValid() {
+		local = addr
+	}
+	return index, netip.PrefixFrom(local, int(m[1])), err
 }
 
 func (c *routeConn) link(op Op) error {

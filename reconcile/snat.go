@@ -36,29 +36,45 @@ const blanketAbove = 16
 // their place: its number of rules grows with the exceptions alone.
 func snatRules(f Family, services []DesiredService, foreign []Key) []Rule {
 	g := newSNATGroups(f, services, foreign)
-	local := g.rules(SNATLocal, func(m snatMatch) Rule { return m.fromHere() + masqueraded })
-	all := g.rules(SNATAll, func(m snatMatch) Rule { return m.always() + masqueraded })
+	local, all, off := g.of(SNATLocal), g.of(SNATAll), g.of(SNATOff)
 	if len(local)+len(all) == 0 {
 		return nil
 	}
-	best := slices.Concat(local, all)
-	if len(best) > blanketAbove {
-		exceptions := g.rules(SNATOff, func(m snatMatch) Rule { return m.always() + leftAlone })
-		const fromHere, always = Rule("-m addrtype --src-type LOCAL -m ipvs " + masqueraded), Rule("-m ipvs " + masqueraded)
-		if with := slices.Concat(exceptions, []Rule{fromHere}, all); len(local) > 1 && len(with) < len(best) {
-			best = with
-		}
-		if len(all) > 1 {
-			if len(local) > 1 {
-				local = []Rule{fromHere}
-			}
-			clients := g.rules(SNATLocal, func(m snatMatch) Rule { return m.always() + leftAlone })
-			if with := slices.Concat(exceptions, local, clients, []Rule{always}); len(with) < len(best) {
-				best = with
-			}
+	const (
+		fromHere = Rule("-m addrtype --src-type LOCAL -m ipvs " + masqueraded)
+		always   = Rule("-m ipvs " + masqueraded)
+	)
+	out := []Rule{pinnedRule(f)}
+	add := func(matches []snatMatch, match func(snatMatch) string, then string) {
+		for _, m := range matches {
+			out = append(out, Rule(match(m)+then))
 		}
 	}
-	return append([]Rule{pinnedRule(f)}, best...)
+	each := len(local) + len(all)
+	blanketLocal, blanketAll := each, each
+	if len(local) > 1 {
+		blanketLocal = len(off) + 1 + len(all)
+	}
+	if len(all) > 1 {
+		blanketAll = len(off) + min(1, len(local)) + len(local) + 1
+	}
+	switch fewest := min(each, blanketLocal, blanketAll); {
+	case each <= blanketAbove || fewest == each:
+		add(local, snatMatch.fromHere, masqueraded)
+		add(all, snatMatch.always, masqueraded)
+	case fewest == blanketLocal:
+		add(off, snatMatch.always, leftAlone)
+		out = append(out, fromHere)
+		add(all, snatMatch.always, masqueraded)
+	default:
+		add(off, snatMatch.always, leftAlone)
+		if len(local) > 0 {
+			out = append(out, fromHere)
+			add(local, snatMatch.always, leftAlone)
+		}
+		out = append(out, always)
+	}
+	return out
 }
 
 // snatMatch is what a rule matches: a prefix of VIPs, or one service.
@@ -68,26 +84,26 @@ type snatMatch struct {
 }
 
 // always matches every connection.
-func (m snatMatch) always() Rule {
+func (m snatMatch) always() string {
 	switch {
 	case m.vips.IsValid():
-		return Rule("-m ipvs --vaddr " + m.vips.String() + " ")
+		return "-m ipvs --vaddr " + m.vips.String() + " "
 	case m.key.FWMark != 0:
-		return Rule(markMatch(m.key.FWMark) + "-m ipvs ")
+		return markMatch(m.key.FWMark) + "-m ipvs "
 	}
-	return Rule("-m ipvs " + m.ofService())
+	return "-m ipvs " + m.ofService()
 }
 
 // fromHere matches the connections that this director itself opens: their source
 // is the VIP.
-func (m snatMatch) fromHere() Rule {
+func (m snatMatch) fromHere() string {
 	switch {
 	case m.vips.IsValid():
-		return Rule("-s " + m.vips.String() + " -m ipvs ")
+		return "-s " + m.vips.String() + " -m ipvs "
 	case m.key.FWMark != 0:
-		return Rule(markMatch(m.key.FWMark) + "-m addrtype --src-type LOCAL -m ipvs ")
+		return markMatch(m.key.FWMark) + "-m addrtype --src-type LOCAL -m ipvs "
 	}
-	return Rule("-s " + singleIP(m.key.Addr).String() + " -m ipvs " + m.ofService())
+	return "-s " + singleIP(m.key.Addr).String() + " -m ipvs " + m.ofService()
 }
 
 func (m snatMatch) ofService() string {
@@ -154,13 +170,15 @@ func newSNATGroups(f Family, services []DesiredService, foreign []Key) snatGroup
 	return g
 }
 
-func (g snatGroups) rules(mode SNATMode, rule func(snatMatch) Rule) []Rule {
-	var out []Rule
-	for _, p := range aggregate(g.uniform[mode]) {
-		out = append(out, rule(snatMatch{vips: p}))
+// of are the fewest matches for all services of a mode.
+func (g snatGroups) of(mode SNATMode) []snatMatch {
+	prefixes := aggregate(g.uniform[mode])
+	out := make([]snatMatch, 0, len(prefixes)+len(g.single[mode]))
+	for _, p := range prefixes {
+		out = append(out, snatMatch{vips: p})
 	}
 	for _, k := range g.single[mode] {
-		out = append(out, rule(snatMatch{key: k}))
+		out = append(out, snatMatch{key: k})
 	}
 	return out
 }

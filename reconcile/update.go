@@ -19,8 +19,6 @@ type Change struct {
 // the change. Where only values and destinations of services that are there
 // change, its cost is that of the change, however many services there are;
 // otherwise it is a Sync. Before the first Sync it is an error.
-//
-// The services of change must not be changed afterwards.
 func (r *Reconciler) Update(ctx context.Context, change Change) (Report, error) {
 	if err := r.lock(ctx); err != nil {
 		return Report{}, err
@@ -34,7 +32,7 @@ func (r *Reconciler) Update(ctx context.Context, change Change) (Report, error) 
 }
 
 func (r *Reconciler) update(ctx context.Context, change Change) (Report, error) {
-	set, refused := r.cfg.normalServices(Desired{Services: change.Set})
+	set, refused := r.cfg.normalServices(Desired{Services: change.Set}.clone())
 	narrow := len(refused) == 0 && len(r.refused) == 0 && r.narrow(set, change.Removed)
 	if err := r.notDrifted(ctx); err != nil {
 		return Report{}, err
@@ -122,6 +120,7 @@ func (p *partial) plan(ctx context.Context) (*plan, *Actual, error) {
 	r.cfg.planServices(out, p.want.services, a)
 	maps.DeleteFunc(r.rec.Drains, func(at destination, _ Drain) bool { return keys[at.service] })
 	r.noteDrains(out)
+	r.noted = r.noted || len(rec.Drains)+len(out.drains)+len(out.ending) > 0
 	p.ending = len(out.ending)
 	return out, a, nil
 }

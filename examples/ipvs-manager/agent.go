@@ -4,26 +4,34 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/reconcile"
 	"github.com/ipvskit/ipvskit/transport/agent"
+	"github.com/ipvskit/ipvskit/transport/identity"
 )
 
 // runAgent is the role agent: it programs this host's kernel until ctx ends.
 // What is in the kernel stays there.
 func runAgent(ctx context.Context, cfg config, log *zap.Logger, stdout io.Writer) error {
-	d, err := newDirector(cfg, cfg.grpcAddress, log)
+	who, err := agentIdentity(cfg, log)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "ipvs-manager %s · agent %q\n  servers      %s\n  data         %s\n%s",
-		version(), cfg.agentName, strings.Join(cfg.grpcAddress, ", "), cfg.agentDir, d.plane.describe(cfg))
+	if who != nil {
+		cfg.agentName = who.ID().Name
+	}
+	d, err := newDirector(cfg, cfg.grpcAddress, who, log)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "ipvs-manager %s · agent %q\n  servers      %s\n  data         %s\n%s%s",
+		version(), cfg.agentName, strings.Join(cfg.grpcAddress, ", "), cfg.agentDir, identified(who), d.plane.describe(cfg))
 	warn(cfg, log, d)
 	return d.Run(ctx)
 }
@@ -35,27 +43,25 @@ type director struct {
 	client     *agent.Client
 }
 
-func newDirector(cfg config, servers []string, log *zap.Logger) (*director, error) {
-	p, err := openPlane(cfg, log, reconcile.Available, func() (reconcile.Kernel, error) {
+func newDirector(cfg config, servers []string, who *identity.Source, log *zap.Logger) (*director, error) {
+	p, err := openPlane(cfg, reconcile.Available, func() (reconcile.Kernel, error) {
 		return reconcile.NewLinux(reconcile.LinuxConfig{})
 	})
 	if err != nil {
 		return nil, err
 	}
 	account := &applier{reports: make(chan lbstate.Applied, 1)}
-	rc := reconcile.Config{Kernel: p.kernel, DummyName: cfg.dummyName, Marks: cfg.marks, OnReport: account.report, Logger: log}
-	if !p.simulated() {
-		// A simulated kernel is empty at each start, so it has no scope to
-		// remember. One that it left would be taken for the real kernel's.
-		rc.Journal = reconcile.FileJournal(filepath.Join(cfg.agentDir, "scope"))
-	}
-	if account.Reconciler, err = reconcile.New(rc); err != nil {
+	if account.Reconciler, err = cfg.tuning.reconciler(cfg.agentDir, p.kernel, account.report, log); err != nil {
 		return nil, err
 	}
-	client, err := agent.NewClient(agent.ClientConfig{
+	cc := agent.ClientConfig{
 		Servers: servers, Name: cfg.agentName, Labels: cfg.agentLabels, Version: version(),
 		Dir: cfg.agentDir, Applier: account, Insecure: cfg.insecure, Logger: log,
-	})
+	}
+	if who != nil {
+		cc.Credentials, cc.Renewer = credentials.NewTLS(who.ClientTLS()), who
+	}
+	client, err := agent.NewClient(cc)
 	if err != nil {
 		return nil, err
 	}

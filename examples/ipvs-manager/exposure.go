@@ -8,22 +8,37 @@ import (
 )
 
 // checkExposure refuses to open ports off loopback, or to trust servers there,
-// unless --insecure says so: there is no access control yet.
+// without certificates, unless --insecure says so (INV-40).
 func checkExposure(c config, args []string) error {
-	if c.insecure {
+	if c.insecure || c.secured() {
 		return nil
 	}
 	flag, address := exposed(c)
 	if flag == "" {
 		return nil
 	}
-	return fmt.Errorf(`--%s %s is not on loopback.
+	given := shellJoin(args)
+	how := `Make a key once, copy it to every server by a safe way, and start each with it:
 
-Traffic there is neither encrypted nor authenticated yet: whoever reaches the
-ports can change the load balancer, and whoever can answer in a server's place
-can tell an agent what to program. On a network that you trust, say so:
+    ipvs-manager keygen --key_file cluster.key
+    ipvs-manager ` + given + ` --key_file cluster.key`
+	if c.role == roleAgent {
+		how = fmt.Sprintf(`Make a credential for this director where the cluster's key is, copy it here by
+a safe way, and start with it:
 
-    ipvs-manager %s --insecure`, flag, address, shellJoin(args))
+    ipvs-manager agent-cert --key_file cluster.key --name %s
+    ipvs-manager %s --key_file %s.key`, c.agentName, given, c.agentName)
+	}
+	return fmt.Errorf(`--%s %s is not on loopback, and there is no key.
+
+Without one traffic would be neither encrypted nor authenticated: whoever
+reaches the ports could change the load balancer, and whoever can answer in a
+server's place could tell an agent what to program. %s
+
+Own certificates do instead: --tls_cert, --tls_key and --tls_ca. On a network
+that you trust, say that you want neither:
+
+    ipvs-manager %s --insecure`, flag, address, how, given)
 }
 
 // exposed returns the first flag whose address is not on loopback.

@@ -14,8 +14,6 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap/zapcore"
-
-	"github.com/ipvskit/ipvskit/reconcile"
 )
 
 type role string
@@ -47,13 +45,20 @@ type config struct {
 	grpcPort    int
 	grpcAddress []string // servers that an agent talks to
 	volDir      string
-	dummyName   string
-	marks       reconcile.MarkRange // firewall marks that are ours
+	tuning      tuning
 	plane       dataplane
 	agentName   string
+	agentNamed  bool // by --agent_name
 	agentLabels map[string]string
 	agentDir    string
 	hostNames   []string // DNS names that browsers may use
+	keyFile     string   // the cluster's key, or a credential
+	tlsCert     string   // own certificates, instead of keyFile
+	tlsKey      string
+	tlsCA       string
+	httpCert    string // for browsers
+	httpKey     string
+	revokedFile string
 	insecure    bool
 	logLevel    zapcore.Level
 	version     bool
@@ -115,7 +120,8 @@ func parseFlags(args []string) (config, error) {
 			c.agentDir = filepath.Join(c.volDir, "agent")
 		}
 	}
-	if c.agentName == "" {
+	c.agentNamed = c.agentName != ""
+	if !c.agentNamed {
 		name, err := os.Hostname()
 		if err != nil {
 			return c, fmt.Errorf("--agent_name is not given, and this host does not say its name: %w", err)
@@ -127,6 +133,9 @@ func parseFlags(args []string) (config, error) {
 
 // contradictions finds flags that are fine each by itself but not together.
 func (c config) contradictions() error {
+	if err := c.twoIdentities(); err != nil {
+		return err
+	}
 	if c.role == roleAgent {
 		return nil
 	}
@@ -147,6 +156,23 @@ func (c config) contradictions() error {
 		if w == c.httpAddress() {
 			return fmt.Errorf("--form_without names %s, which is this node itself", w)
 		}
+	}
+	return nil
+}
+
+func (c config) twoIdentities() error {
+	own := c.tlsCert != "" || c.tlsKey != "" || c.tlsCA != ""
+	switch {
+	case c.keyFile != "" && own:
+		return errors.New("--key_file and --tls_cert, --tls_key, --tls_ca are two ways to the same; give one")
+	case own && (c.tlsCert == "" || c.tlsKey == "" || c.tlsCA == ""):
+		return errors.New("--tls_cert, --tls_key and --tls_ca are needed together")
+	case (c.httpCert == "") != (c.httpKey == ""):
+		return errors.New("--http_cert and --http_key are needed together")
+	case (c.httpCert != "" || c.revokedFile != "") && !c.secured():
+		return errors.New("--http_cert and --revoked_file are for servers with --key_file, or --tls_cert, --tls_key and --tls_ca")
+	case c.insecure && c.secured():
+		return errors.New("--insecure is for a server or agent without certificates, and here are some; leave it away")
 	}
 	return nil
 }
@@ -191,12 +217,7 @@ func flagSet(c *config) *pflag.FlagSet {
 	port(&c.grpcPort, "grpc_port", 8210, "port for agents")
 	list(&c.grpcAddress, "grpc_address", "127.0.0.1:8210", "addresses host:port, comma separated", "servers that this agent talks to", isDialable)
 	text(&c.volDir, "raft_vol_dir", "node_1_data", "a directory", "directory of the raft log and the database", isSet)
-	text(&c.dummyName, "dummy_name", "ipvs-manager", "an interface name: 1 to 15 characters without space, '/' or ':'", "name of the dummy interface that carries the VIPs", isInterface)
-	fs.Var(newValue("", "range", "FIRST-LAST, each 1 to 4294967295", func(s string) bool {
-		var ok bool
-		c.marks, ok = parseMarks(s)
-		return ok
-	}), "fwmark_range", "firewall marks that are this load balancer's own, as in 100-199: IPVS services of other\nmarks are never touched, those in the range that are not wanted are deleted (default: none)")
+	c.tuning.scopeFlags(fs)
 	fs.Var(newValue("auto", "plane", "auto, kernel, fake", func(s string) bool {
 		c.plane = dataplane(s)
 		return slices.Contains([]dataplane{planeAuto, planeKernel, planeFake}, c.plane)
@@ -208,8 +229,19 @@ func flagSet(c *config) *pflag.FlagSet {
 		return ok
 	}), "agent_labels", "labels of this agent, as in zone=a,rack=7; services select agents by them")
 	text(&c.agentDir, "agent_dir", "", "a directory", "directory of the agent's journal (default: agent_data; singleon: agent, under --raft_vol_dir)", func(string) bool { return true })
+	c.tuning.flags(fs)
 	text(&c.listen, "listen", "", "a host name or IP address", "host that all ports listen on; 0.0.0.0 or :: for every address, VIPs included\n(default: the host of --adverties)", func(s string) bool { return s == "" || isHost(s) })
 	list(&c.hostNames, "http_names", "", "DNS names, comma separated", "further DNS names by which browsers reach the page; by IP address and by the announced\nname they always may", isHost)
+	file := func(p *string, name, usage string) {
+		text(p, name, "", "a file", usage, func(string) bool { return true })
+	}
+	file(&c.keyFile, "key_file", "servers: the cluster's key, made by 'ipvs-manager keygen', or a credential made by\n'server-cert'. Agents: a credential made by 'agent-cert'. Turns TLS on")
+	file(&c.tlsCert, "tls_cert", "own certificate (PEM) instead of --key_file; its SAN must have the URI\nipvskit://DOMAIN/server/NAME or ipvskit://DOMAIN/agent/NAME?label=value")
+	file(&c.tlsKey, "tls_key", "private key of --tls_cert")
+	file(&c.tlsCA, "tls_ca", "authorities that sign servers and agents (PEM)")
+	file(&c.httpCert, "http_cert", "certificate for browsers (PEM; default: the server's own)")
+	file(&c.httpKey, "http_key", "private key of --http_cert")
+	file(&c.revokedFile, "revoked_file", "names and serials that are no longer let in, a line each: agent/NAME why, serial/HEX why")
 	fs.BoolVar(&c.insecure, "insecure", false, "listen off loopback, in plain text and without any login: whoever reaches the ports\ncontrols the load balancer")
 	fs.Var(newValue("info", "level", "debug, info, warn, error", func(s string) bool {
 		level, err := zapcore.ParseLevel(s)
@@ -226,10 +258,10 @@ func usage() string {
 	return "ipvs-manager manages Linux IPVS on any number of directors from a replicated store.\n\n" +
 		"  one machine      ipvs-manager --server_type singleon\n" +
 		"  three servers    ipvs-manager --raft_node_id node0 --adverties 192.0.2.77:8110 \\\n" +
-		"                     --cluster 192.0.2.77:8010,192.0.2.78:8010,192.0.2.80:8010 --insecure\n" +
+		"                     --cluster 192.0.2.77:8010,192.0.2.78:8010,192.0.2.80:8010 --key_file cluster.key\n" +
 		"  a director       ipvs-manager --server_type agent \\\n" +
-		"                     --grpc_address 192.0.2.77:8210,192.0.2.78:8210,192.0.2.80:8210 --insecure\n\n" +
-		"All ports listen on loopback unless --insecure is given.\n\nFlags:\n" + flagSet(&c).FlagUsages()
+		"                     --grpc_address 192.0.2.77:8210,192.0.2.78:8210,192.0.2.80:8210 --key_file lb1.key\n\n" +
+		"Off loopback nothing listens without certificates, unless --insecure is given.\n\n" + commandsHelp + "\nFlags:\n" + flagSet(&c).FlagUsages()
 }
 
 // value is a pflag.Value that knows what it allows.
@@ -325,16 +357,6 @@ func parseLabels(s string) (map[string]string, bool) {
 		labels[k] = v
 	}
 	return labels, true
-}
-
-func parseMarks(s string) (reconcile.MarkRange, bool) {
-	if s == "" {
-		return reconcile.MarkRange{}, true
-	}
-	a, b, ok := strings.Cut(s, "-")
-	first, err1 := strconv.ParseUint(a, 10, 32)
-	last, err2 := strconv.ParseUint(b, 10, 32)
-	return reconcile.MarkRange{First: uint32(first), Last: uint32(last)}, ok && errors.Join(err1, err2) == nil && first > 0 && first <= last
 }
 
 func version() string {

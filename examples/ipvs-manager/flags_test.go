@@ -5,6 +5,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap/zapcore"
@@ -18,11 +19,11 @@ func TestFlagsDefaults(t *testing.T) {
 	want := config{
 		role: roleServer, nodeID: "raft", advertise: "127.0.0.1:8110", listen: "127.0.0.1",
 		cluster: []string{"127.0.0.1:8010"}, serverPort: 8010, grpcPort: 8210,
-		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", dummyName: "ipvs-manager",
-		plane: planeAuto, agentName: "here", agentLabels: map[string]string{}, agentDir: "agent_data",
+		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", tuning: tuning{dummyName: "ipvs-manager", drainTimeout: time.Minute},
+		plane: planeAuto, agentName: "here", agentNamed: true, agentLabels: map[string]string{}, agentDir: "agent_data",
 		logLevel: zapcore.InfoLevel,
 	}
-	if diff := cmp.Diff(want, c, cmp.AllowUnexported(config{})); diff != "" {
+	if diff := cmp.Diff(want, c, cmp.AllowUnexported(config{}, tuning{})); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -44,6 +45,10 @@ func TestFlags(t *testing.T) {
 		{"labels", "--agent_labels zone=a,rack=,x=7", func(c config) bool {
 			return c.agentLabels["zone"] == "a" && c.agentLabels["x"] == "7" && len(c.agentLabels) == 3
 		}},
+		{"director", "--allowed_prefixes 192.0.2.7/24,2001:db8::/32 --drain_timeout 0 --release_vips --leave_sysctls *", func(c config) bool {
+			t := c.tuning
+			return len(t.allowedPrefixes) == 2 && t.allowedPrefixes[0].String() == "192.0.2.0/24" && t.drainTimeout < 0 && t.releaseVIPs && t.leaveSysctls[0] == "*"
+		}},
 		{"listen", "--listen ::", func(c config) bool { return c.listenAddress(8010) == "[::]:8010" }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -61,6 +66,8 @@ func TestBadFlagsAreNamed(t *testing.T) {
 		want []string // parts of the message
 	}{
 		{"--server_type master", []string{"--server_type", `"master"`, "server (or empty), agent, singleon"}},
+		{"--allowed_prefixes 192.0.2.0", []string{"--allowed_prefixes", `"192.0.2.0"`, "ADDRESS/LENGTH"}},
+		{"--drain_timeout -1s", []string{"--drain_timeout", `"-1s"`, "a duration"}},
 		{"--server_port 0", []string{"--server_port", `"0"`, "1 to 65535"}},
 		{"--server_port 65536", []string{"--server_port", `"65536"`}},
 		{"--server_port x", []string{"--server_port", `"x"`, "1 to 65535"}},
@@ -84,6 +91,11 @@ func TestBadFlagsAreNamed(t *testing.T) {
 		{"--grpc_port 8010", []string{"--grpc_port", "--server_port", "8010"}},
 		{"--adverties 127.0.0.1:8010", []string{"--adverties", "--server_port"}},
 		{"--listen a/b", []string{"--listen", `"a/b"`}},
+		{"--key_file k --insecure", []string{"--insecure", "leave it away"}},
+		{"--key_file k --tls_cert c", []string{"--key_file", "--tls_cert", "give one"}},
+		{"--tls_cert c --tls_ca a", []string{"--tls_key", "together"}},
+		{"--key_file k --http_cert c", []string{"--http_key", "together"}},
+		{"--revoked_file r", []string{"--revoked_file", "--key_file"}},
 		{"--nope", []string{"--nope", "--help"}},
 		{"--server_port", []string{"--server_port", "--help"}},
 		{"agent", []string{`"agent"`, "--help"}},
@@ -102,8 +114,9 @@ func TestBadFlagsAreNamed(t *testing.T) {
 	}
 }
 
-// INV-40: off loopback nothing listens unless --insecure is given.
-func TestExposureNeedsInsecure(t *testing.T) {
+// INV-40: off loopback nothing listens without certificates, unless --insecure is
+// given; the two commands that make and use a key are said.
+func TestExposureNeedsAKey(t *testing.T) {
 	for _, test := range []struct {
 		args    string
 		refused string // the flag; empty: accepted
@@ -135,7 +148,12 @@ func TestExposureNeedsInsecure(t *testing.T) {
 			if err == nil {
 				return
 			}
-			for _, part := range []string{"--" + test.refused, "ipvs-manager " + test.args + " --insecure"} {
+			keygen, use := "ipvs-manager keygen --key_file cluster.key", "--key_file cluster.key"
+			if c.role == roleAgent {
+				keygen = "ipvs-manager agent-cert --key_file cluster.key --name " + c.agentName
+				use = "--key_file " + c.agentName + ".key"
+			}
+			for _, part := range []string{"--" + test.refused, keygen, "ipvs-manager " + test.args + " " + use + "\n", "ipvs-manager " + test.args + " --insecure"} {
 				if !strings.Contains(err.Error(), part) {
 					t.Errorf("%q does not say %s", err, part)
 				}
@@ -143,6 +161,10 @@ func TestExposureNeedsInsecure(t *testing.T) {
 			c.insecure = true
 			if err := checkExposure(c, args); err != nil {
 				t.Errorf("with --insecure: %v", err)
+			}
+			c.insecure, c.keyFile = false, "cluster.key"
+			if err := checkExposure(c, args); err != nil {
+				t.Errorf("with --key_file: %v", err)
 			}
 		})
 	}

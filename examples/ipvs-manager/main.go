@@ -5,6 +5,9 @@
 //	agent     programs this host's kernel with what the servers hold
 //	singleon  both in one process, for one machine
 //
+// The commands keygen, agent-cert, operator-cert and server-cert make keys and
+// certificates.
+//
 // Run it with --help for the flags.
 package main
 
@@ -32,6 +35,9 @@ func main() {
 // run is main with its world passed in. It returns the exit code: 0 after a
 // requested stop, 1 for a failure, 2 for a command line that cannot be used.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && commands[args[0]] != nil {
+		return runCommand(args[0], args[1:], stdout, stderr)
+	}
 	cfg, err := parseFlags(args)
 	switch {
 	case errors.Is(err, errHelp):

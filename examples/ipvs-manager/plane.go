@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"go.uber.org/zap"
-
 	"github.com/ipvskit/ipvskit/reconcile"
 	"github.com/ipvskit/ipvskit/reconcile/fakekernel"
 )
@@ -33,9 +31,9 @@ func (p plane) name() string {
 }
 
 // openPlane chooses the kernel. available and open are reconcile's own, but in
-// tests. INV-26: what has once programmed a real kernel never falls back to a
-// simulated one by itself, for it would report services that are not there.
-func openPlane(cfg config, log *zap.Logger, available func() error, open func() (reconcile.Kernel, error)) (plane, error) {
+// tests. INV-26: what has once programmed a real kernel is never given a
+// simulated one, for it would report services that are not there.
+func openPlane(cfg config, available func() error, open func() (reconcile.Kernel, error)) (plane, error) {
 	if err := os.MkdirAll(cfg.agentDir, 0o700); err != nil {
 		return plane{}, fmt.Errorf("--agent_dir: %w", err)
 	}
@@ -47,7 +45,7 @@ func openPlane(cfg config, log *zap.Logger, available func() error, open func() 
 	}
 	if cfg.plane == planeFake {
 		if used {
-			log.Warn("--dataplane fake on a directory that has programmed a real kernel: what is in the kernel stays there, unattended")
+			return plane{}, fmt.Errorf("--dataplane fake: %s has programmed a real kernel, whose services it would leave unattended; give the simulated one a directory of its own with --agent_dir", cfg.agentDir)
 		}
 		return plane{fakekernel.New(), "Started with --dataplane fake: services are kept in memory alone, and no packet is forwarded."}, nil
 	}

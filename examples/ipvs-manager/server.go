@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 	"github.com/ipvskit/ipvskit/raftstore"
 	"github.com/ipvskit/ipvskit/raftstore/formation"
 	"github.com/ipvskit/ipvskit/transport/agent"
+	"github.com/ipvskit/ipvskit/transport/identity"
 	"github.com/ipvskit/ipvskit/transport/peer"
 )
 
@@ -37,7 +39,11 @@ func runServer(ctx context.Context, cfg config, log *zap.Logger, stdout io.Write
 	var d *director
 	if cfg.role == roleSingleon {
 		var err error
-		if d, err = newDirector(cfg, []string{local(cfg, cfg.grpcPort)}, log); err != nil {
+		own, err := ownDirectorIdentity(cfg, log)
+		if err != nil {
+			return err
+		}
+		if d, err = newDirector(cfg, []string{local(cfg, cfg.grpcPort)}, own, log); err != nil {
 			return err
 		}
 	}
@@ -45,7 +51,7 @@ func runServer(ctx context.Context, cfg config, log *zap.Logger, stdout io.Write
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(stdout, greeting(cfg, d))
+	fmt.Fprint(stdout, greeting(cfg, d, s.identity))
 	warn(cfg, log, d)
 	return s.Run(ctx)
 }
@@ -60,6 +66,7 @@ func runServer(ctx context.Context, cfg config, log *zap.Logger, stdout io.Write
 //	HTTP port     Run         Shutdown             requests
 //	director      Run         end of life          the kernel (singleon)
 //	announcer     Run         end of life          -
+//	revocations   Run         end of life          -
 type server struct {
 	cfg config
 	log *zap.Logger
@@ -72,7 +79,9 @@ type server struct {
 	api       *api.API
 	grpc      *grpc.Server
 	http      *http.Server
-	director  *director // singleon only
+	director  *director        // singleon only
+	identity  *identity.Source // nil: plain text
+	access    *access          // nil with it
 
 	grpcPort, httpPort net.Listener
 }
@@ -85,6 +94,9 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 			s.close()
 		}
 	}()
+	if s.identity, err = openIdentity(cfg, identity.RoleServer, cfg.nodeID, log); err != nil {
+		return nil, err
+	}
 	if s.httpPort, err = listen(cfg, "server_port", cfg.serverPort); err != nil {
 		return nil, err
 	}
@@ -95,7 +107,11 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 	if err != nil {
 		return nil, err
 	}
-	if s.transport, err = peer.New(peer.Config{Listener: raftPort, Advertise: cfg.advertise, Logger: log}); err != nil {
+	pc := peer.Config{Listener: raftPort, Advertise: cfg.advertise, Logger: log}
+	if s.identity != nil {
+		pc.ServerTLS, pc.ClientTLS = s.identity.ServerTLS(identity.RoleServer), s.identity.ClientTLS()
+	}
+	if s.transport, err = peer.New(pc); err != nil {
 		raftPort.Close()
 		return nil, err
 	}
@@ -109,27 +125,34 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 		return nil, fmt.Errorf("--raft_vol_dir %s: %w", cfg.volDir, err)
 	}
 	lb := lbstate.NewStore(state, s.store.Machine(lbstate.Bucket))
-	s.formation, err = formation.New(formation.Config{
-		Store: s.store, List: cfg.cluster, Self: cfg.httpAddress(), Without: cfg.without, Logger: log,
-	})
+	fc := formation.Config{Store: s.store, List: cfg.cluster, Self: cfg.httpAddress(), Without: cfg.without, Logger: log}
+	if s.identity != nil {
+		fc.Client, fc.Scheme = s.identity.HTTPClient(), "https"
+	}
+	s.formation, err = formation.New(fc)
 	if err != nil {
 		return nil, err
 	}
 	if s.checks, err = lbchecks.New(lbchecks.Config{Store: lb, Leadership: s.store, Logger: log}); err != nil {
 		return nil, err
 	}
-	s.agents, err = agent.NewServer(agent.ServerConfig{
+	ac := agent.ServerConfig{
 		Store: lb, ServerName: cfg.nodeID, Version: version(), Logger: log,
 		Cluster: func() uint64 { return s.store.Identity().Cluster },
 		Ready: func(ctx context.Context) error {
 			_, err := lb.Revision(ctx, lbstate.ReadOptions{})
 			return err
 		},
-	})
-	if err != nil {
+	}
+	opts := agent.ServerOptions()
+	if s.identity != nil {
+		ac.Authenticator = s.identity
+		opts = append(opts, grpc.Creds(agent.ServerCredentials(s.identity.ServerTLS(identity.RoleAgent), log)))
+	}
+	if s.agents, err = agent.NewServer(ac); err != nil {
 		return nil, err
 	}
-	s.grpc = grpc.NewServer(agent.ServerOptions()...)
+	s.grpc = grpc.NewServer(opts...)
 	s.agents.Register(s.grpc)
 	return s, s.newHTTP(lb)
 }
@@ -143,7 +166,7 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 		p := s.director.plane
 		about.DataPlane, about.Simulated, about.Notice = p.name(), p.simulated(), p.notice
 	}
-	s.api, err = api.New(api.Config{
+	ac := api.Config{
 		Store: lb, Cluster: cluster{s.store}, Agents: s.agents.Agents, About: about, Logger: s.log,
 		Forming: func() string {
 			if p := s.formation.Progress(); !p.In() {
@@ -151,8 +174,11 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 			}
 			return ""
 		},
-	})
-	if err != nil {
+	}
+	if s.identity != nil {
+		ac.Client = s.identity.HTTPClient()
+	}
+	if s.api, err = api.New(ac); err != nil {
 		return err
 	}
 	mux := http.NewServeMux()
@@ -162,8 +188,22 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 		return err
 	}
 	names := append([]string{s.cfg.host(), s.cfg.listen}, s.cfg.hostNames...)
+	var handler http.Handler = mux
+	var secure *tls.Config
+	if s.identity != nil {
+		var browsers *identity.WebCertificate
+		if s.cfg.httpCert != "" {
+			if browsers, err = identity.OpenWebCertificate(s.cfg.httpCert, s.cfg.httpKey, s.log); err != nil {
+				return fmt.Errorf("--http_cert, --http_key: %w", err)
+			}
+		}
+		secure = s.identity.HTTPTLS(browsers)
+		s.access = newAccess(s.identity, mux)
+		handler = s.access
+	}
 	s.http = &http.Server{
-		Handler:           api.Guard(names, mux),
+		Handler:           api.Guard(names, handler),
+		TLSConfig:         secure,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
@@ -203,12 +243,16 @@ func (s *server) Run(ctx context.Context) error {
 	part("health checks", s.checks.Run)
 	part("agents' port", func(context.Context) error { return s.grpc.Serve(s.grpcPort) })
 	part("HTTP port", func(context.Context) error {
-		if err := s.http.Serve(s.httpPort); !errors.Is(err, http.ErrServerClosed) {
-			return err
+		err := s.serveHTTP()
+		if errors.Is(err, http.ErrServerClosed) {
+			return nil
 		}
-		return nil
+		return err
 	})
 	part("announcer", s.announce)
+	if s.identity != nil {
+		part("revocations", s.recheck)
+	}
 	if s.director != nil {
 		part("director", s.director.Run)
 	}
@@ -220,6 +264,29 @@ func (s *server) Run(ctx context.Context) error {
 	s.leave()
 	end()
 	return g.Wait()
+}
+
+func (s *server) serveHTTP() error {
+	if s.identity != nil {
+		return s.http.ServeTLS(s.httpPort, "", "") // certificates come from TLSConfig
+	}
+	return s.http.Serve(s.httpPort)
+}
+
+// recheck ends what was let in before it was revoked. Agents' streams look to
+// that themselves.
+func (s *server) recheck(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		s.transport.Recheck(s.identity.Live)
+		s.access.recheck(s.identity.Live)
+	}
 }
 
 // leave ends what others notice, while the store still works.

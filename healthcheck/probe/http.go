@@ -1,26 +1,20 @@
 package probe
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"strconv"
+	"slices"
 	"strings"
-	"sync"
+
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/ipvskit/ipvskit/healthcheck"
-)
-
-const (
-	headerLimit  = 64 << 10 // bytes of status line and headers that are read at most
-	interimLimit = 5        // answers of class 1xx that are passed over at most
-	framing      = 8        // times a body's length that chunks of one byte may take, roughly
 )
 
 // HTTPConfig says how an HTTP probe asks. Either Path or URL is required.
@@ -37,6 +31,10 @@ type HTTPConfig struct {
 
 	// URL is absolute, and dialled as written; the target is not looked at.
 	URL string
+
+	// Version is 1.1 (default), 2, or auto, which for https takes what the server
+	// chooses. HTTP/2 is negotiated for https, and taken for granted for http.
+	Version string
 
 	Method string // default GET
 	// Header is added to the request, except to another host that a redirect
@@ -57,12 +55,12 @@ type HTTPConfig struct {
 	Via Via
 }
 
-// HTTP is a probe that makes one HTTP/1.1 request over a connection of its own.
-// It is made by NewHTTP.
+// HTTP is a probe that makes one request over a connection of its own. It is
+// made by NewHTTP.
 type HTTP struct {
 	cfg    HTTPConfig
-	url    *url.URL // nil: the target is asked for cfg.Path
-	header string   // the lines of cfg.Header
+	url    *url.URL            // nil: the target is asked for cfg.Path
+	header []hpack.HeaderField // cfg.Header, with names in lower case
 }
 
 // NewHTTP makes an HTTP probe.
@@ -73,6 +71,9 @@ func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
 	}
 	if p.cfg.Scheme == "" {
 		p.cfg.Scheme = "http"
+	}
+	if p.cfg.Version == "" {
+		p.cfg.Version = "1.1"
 	}
 	if err := p.prepare(); err != nil {
 		return nil, fmt.Errorf("http probe: %w", err)
@@ -89,6 +90,8 @@ func (p *HTTP) prepare() error {
 		return errors.New("address, port and host go with path; a url says them itself")
 	case c.Scheme != "http" && c.Scheme != "https":
 		return fmt.Errorf("scheme is %q, want http or https", c.Scheme)
+	case c.Version != "1.1" && c.Version != "2" && c.Version != "auto":
+		return fmt.Errorf("version is %q, want 1.1, 2 or auto", c.Version)
 	case !token(c.Method):
 		return fmt.Errorf("method %q is not a token", c.Method)
 	case !visible(c.Host):
@@ -106,19 +109,23 @@ func (p *HTTP) prepare() error {
 		!visible(c.Path) || strings.Contains(c.Path, "#") {
 		return fmt.Errorf("path is %q, want one slash and what a URL may have after it", c.Path)
 	}
-	var lines strings.Builder
-	for name, values := range c.Header {
+	for _, name := range slices.Sorted(maps.Keys(c.Header)) {
 		if !token(name) || ownHeaders[http.CanonicalHeaderKey(name)] {
 			return fmt.Errorf("header %q may not be set", name)
 		}
-		for _, v := range values {
+		for _, v := range c.Header[name] {
 			if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
 				return fmt.Errorf("header %s: %q has control characters", name, v)
 			}
-			lines.WriteString(name + ": " + v + "\r\n")
+			p.header = append(p.header, hpack.HeaderField{Name: strings.ToLower(name), Value: v})
 		}
 	}
-	p.header = lines.String()
+	switch c.Version {
+	case "2":
+		c.TLS.protocols = []string{alpnH2}
+	case "auto":
+		c.TLS.protocols = []string{alpnH2, "http/1.1"}
+	}
 	return c.Via.validate()
 }
 
@@ -128,40 +135,12 @@ var ownHeaders = map[string]bool{
 	"Upgrade": true, "Te": true, "Trailer": true, "Expect": true,
 }
 
-const userAgent = "ipvskit-healthcheck"
+const (
+	userAgent = "ipvskit-healthcheck"
+	alpnH2    = "h2"
+)
 
-func absolute(raw string) (*url.URL, error) {
-	u, err := url.Parse(raw)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("url: %w", err)
-	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, fmt.Errorf("url %q: scheme is %q, want http or https", raw, u.Scheme)
-	case u.Hostname() == "" || u.User != nil || !visible(u.Host):
-		return nil, fmt.Errorf("url %q: want a host, and no user", raw)
-	}
-	if port := u.Port(); port != "" {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return nil, fmt.Errorf("url %q: port is %q, want 1 to 65535", raw, port)
-		}
-	}
-	return u, nil
-}
-
-// exchange is one request to one place.
-type exchange struct {
-	method  string
-	foreign bool // another host than the one that was to be asked
-	scheme  string
-	numeric netip.AddrPort // is dialled, unless named is set
-	named   string         // host:port that is resolved and dialled
-	host    string         // Host header
-	name    string         // that the certificate must have
-	uri     string
-}
-
-func (x exchange) String() string { return x.method + " " + x.scheme + "://" + x.host + x.uri }
-
+// first is what target is asked.
 func (p *HTTP) first(target netip.AddrPort) exchange {
 	if p.url != nil {
 		x := toURL(p.url)
@@ -174,79 +153,28 @@ func (p *HTTP) first(target netip.AddrPort) exchange {
 		numeric: target, host: p.cfg.Host, uri: p.cfg.Path,
 	}
 	if x.host == "" {
-		// A zone is this host's own business (RFC 6874, section 4).
-		x.host = netip.AddrPortFrom(target.Addr().WithZone(""), target.Port()).String()
+		x.host = hostPort(target)
 	}
-	x.name = x.host
-	if h, _, err := net.SplitHostPort(x.host); err == nil {
-		x.name = h
-	}
+	x.name = hostname(x.host)
 	return x
 }
 
-func toURL(u *url.URL) exchange {
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	x := exchange{scheme: u.Scheme, host: u.Host, name: u.Hostname(), uri: u.RequestURI()}
-	address := net.JoinHostPort(u.Hostname(), port)
-	if numeric, err := netip.ParseAddrPort(address); err == nil {
-		x.numeric = numeric
-	} else {
-		x.named = address
-	}
-	return x
-}
-
-// to is the exchange that a redirect with this code leads to.
-func (x exchange) to(code int, location string) (exchange, error) {
-	base, err := absolute(x.scheme + "://" + x.host + x.uri)
-	if err != nil {
-		return exchange{}, err
-	}
-	u, err := base.Parse(location)
-	if err == nil {
-		u, err = absolute(u.String())
-	}
-	if err != nil {
-		return exchange{}, err
-	}
-	next := toURL(u)
-	if next.scheme == x.scheme && next.host == x.host {
-		next.numeric, next.named, next.name = x.numeric, x.named, x.name
-	}
-	// A name may be reached by several ports and still be one host, but who
-	// answers there may be somebody else.
-	next.foreign = x.foreign || next.host != x.host || next.scheme == "http" && x.scheme == "https"
-	next.method = x.method
-	if code == http.StatusSeeOther && x.method != http.MethodHead ||
-		(code == http.StatusMovedPermanently || code == http.StatusFound) && x.method == http.MethodPost {
-		next.method = http.MethodGet // RFC 9110, section 15.4
-	}
-	return next, nil
-}
-
-// request is what is sent for x.
-func (p *HTTP) request(x exchange) string {
-	var b strings.Builder
-	b.Grow(128 + len(x.uri) + len(x.host) + len(p.header))
-	b.WriteString(x.method + " " + x.uri + " HTTP/1.1\r\nHost: " + x.host + "\r\n")
+// fields are the header fields that go with x, those that frame it aside.
+func (p *HTTP) fields(x exchange) []hpack.HeaderField {
+	var fields []hpack.HeaderField
 	if !x.foreign {
-		b.WriteString(p.header)
+		fields = slices.Clone(p.header)
 	}
-	if x.foreign || p.cfg.Header.Get("User-Agent") == "" {
-		b.WriteString("User-Agent: " + userAgent + "\r\n")
-	}
-	if x.foreign || p.cfg.Header.Get("Accept") == "" {
-		b.WriteString("Accept: */*\r\n")
+	for _, std := range []hpack.HeaderField{{Name: "user-agent", Value: userAgent}, {Name: "accept", Value: "*/*"}} {
+		if fieldOf(fields, std.Name) == "" {
+			fields = append(fields, std)
+		}
 	}
 	switch x.method {
 	case http.MethodPost, http.MethodPut, http.MethodPatch:
-		b.WriteString("Content-Length: 0\r\n")
+		fields = append(fields, hpack.HeaderField{Name: "content-length", Value: "0"})
 	}
-	b.WriteString("Connection: close\r\n\r\n")
-	return b.String()
+	return fields
 }
 
 // Probe makes one request, and more where redirects are followed.
@@ -283,17 +211,24 @@ func (p *HTTP) ask(ctx context.Context, x exchange) (res healthcheck.Result, cod
 	defer conn.Close()
 	defer bind(ctx, conn)()
 	var warning string
+	h2 := p.cfg.Version == "2"
 	if x.scheme == "https" {
 		secure, err := p.cfg.TLS.handshake(ctx, conn, x.name)
 		if err != nil {
 			return fail(phaseTLS, err)
 		}
+		chosen := secure.ConnectionState().NegotiatedProtocol
+		if h2 && chosen != alpnH2 {
+			return fail(phaseTLS, fmt.Errorf("the server chooses %q by ALPN, not h2", quote(chosen)))
+		}
+		h2 = chosen == alpnH2
 		conn, warning = secure, p.cfg.TLS.warning(secure)
 	}
-	if _, err := io.WriteString(conn, p.request(x)); err != nil {
-		return fail(phaseRequest, err)
+	if h2 {
+		res, code, location = p.ask2(ctx, x, conn)
+	} else {
+		res, code, location = p.ask1(ctx, x, conn)
 	}
-	res, code, location = p.judge(ctx, x, conn)
 	if res.OK() {
 		res.Warning = warning
 	}
@@ -304,30 +239,30 @@ func (p *HTTP) expected(x exchange) string {
 	return fmt.Sprintf("%s to give %s", x, p.cfg.Status)
 }
 
-// judge reads the answer to x.
-func (p *HTTP) judge(ctx context.Context, x exchange, from io.Reader) (res healthcheck.Result, code int, location string) {
-	in := readers.Get().(*reader)
-	defer in.put()
-	in.reset(from, headerLimit)
-	answer, err := in.answer(x.method)
-	if err != nil {
-		return failed(ctx, phaseAnswer, p.expected(x), err), 0, ""
+// answer is one by either version of HTTP.
+type answer struct {
+	code     int
+	status   string // for people
+	location string
+	read     func(limit int) ([]byte, error) // up to one byte more than limit
+}
+
+// judge says what to make of the answer to x.
+func (p *HTTP) judge(ctx context.Context, x exchange, a answer) (res healthcheck.Result, code int, location string) {
+	if p.cfg.Redirects > 0 && a.code/100 == 3 && a.location != "" {
+		return healthcheck.Result{}, a.code, a.location
 	}
-	if p.cfg.Redirects > 0 && answer.StatusCode/100 == 3 && answer.Header.Get("Location") != "" {
-		return healthcheck.Result{}, answer.StatusCode, answer.Header.Get("Location")
-	}
-	if !p.cfg.Status.Has(answer.StatusCode) {
+	if !p.cfg.Status.Has(a.code) {
 		return healthcheck.Result{
 			Class: healthcheck.BadStatus, Phase: phaseAnswer,
-			Expected: p.expected(x), Found: quote(answer.Status), Advice: statusAdvice(answer.StatusCode),
+			Expected: p.expected(x), Found: quote(a.status), Advice: statusAdvice(a.code),
 		}, 0, ""
 	}
 	if p.cfg.Body.any() {
 		return healthcheck.Result{}, 0, ""
 	}
 	limit := p.cfg.Body.limit()
-	in.allow(framing*int64(limit) + headerLimit)
-	body, err := io.ReadAll(io.LimitReader(answer.Body, int64(limit)+1))
+	body, err := a.read(limit)
 	if err != nil {
 		res := failed(ctx, phaseBody, p.cfg.Body.String()+" in the body of "+x.String(), err)
 		res.Found += fmt.Sprintf(" (after %d bytes)", len(body))
@@ -346,11 +281,7 @@ func (p *HTTP) connect(ctx context.Context, x exchange) (net.Conn, error) {
 	if x.named != "" {
 		return p.cfg.Via.named(ctx, "tcp", x.named)
 	}
-	conn, err := p.cfg.Via.tcp(ctx, x.numeric, false)
-	if err != nil {
-		return nil, err // not a nil *TCPConn in an interface
-	}
-	return conn, nil
+	return p.cfg.Via.connect(ctx, x.numeric)
 }
 
 func statusAdvice(code int) string {
@@ -364,66 +295,6 @@ func statusAdvice(code int) string {
 	default:
 		return ""
 	}
-}
-
-var (
-	errHeaderSize = fmt.Errorf("more than %d bytes of headers, or of framing around the body", headerLimit)
-	errInterim    = fmt.Errorf("more than %d interim answers", interimLimit)
-)
-
-var readers = sync.Pool{New: func() any {
-	r := new(reader)
-	r.buf = bufio.NewReaderSize(r, 2048)
-	return r
-}}
-
-// reader reads an answer within bounds.
-type reader struct {
-	buf  *bufio.Reader
-	from io.Reader
-	left int64
-	err  error // that ended the reading
-}
-
-func (r *reader) reset(from io.Reader, limit int64) {
-	r.from, r.left, r.err = from, limit, nil
-	r.buf.Reset(r)
-}
-
-func (r *reader) put() {
-	r.reset(nil, 0)
-	readers.Put(r)
-}
-
-func (r *reader) allow(limit int64) { r.left = limit }
-
-func (r *reader) Read(p []byte) (int, error) {
-	if r.left <= 0 {
-		r.err = errHeaderSize
-		return 0, r.err
-	}
-	n, err := r.from.Read(p[:min(int64(len(p)), r.left)])
-	r.left -= int64(n)
-	r.err = err
-	return n, err
-}
-
-// answer reads up to the end of the headers of the final answer. Its body need
-// not be closed, which would read to its end: the connection is.
-func (r *reader) answer(method string) (*http.Response, error) {
-	for range interimLimit + 1 {
-		answer, err := http.ReadResponse(r.buf, &http.Request{Method: method})
-		switch {
-		case err != nil && r.err != nil:
-			return nil, r.err // a line that was cut off is not malformed
-		case err != nil:
-			return nil, err
-		}
-		if answer.StatusCode/100 != 1 || answer.StatusCode == http.StatusSwitchingProtocols {
-			return answer, nil
-		}
-	}
-	return nil, errInterim
 }
 
 // token is RFC 9110's: names of methods and headers.

@@ -2,6 +2,8 @@ package probe
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -14,7 +16,8 @@ const (
 	long = 90 * day
 )
 
-func TestHTTPS(t *testing.T) {
+// By HTTP and by TCP.
+func TestTLS(t *testing.T) {
 	a, stranger := newAuthority(t), newAuthority(t)
 	good := a.issue(long, "127.0.0.1", "example.com")
 	serving := func(cert tls.Certificate) *tls.Config { return &tls.Config{Certificates: []tls.Certificate{cert}} }
@@ -56,6 +59,11 @@ func TestHTTPS(t *testing.T) {
 			t.Parallel()
 			s := secure(t, tt.server, say(okAnswer))
 			ask(t, newHTTP(t, HTTPConfig{Path: "/", Scheme: "https", Host: tt.host, TLS: tt.cfg}), s.addr, tt.want)
+			cfg := tt.cfg
+			if cfg.ServerName == "" {
+				cfg.ServerName = hostname(tt.host)
+			}
+			ask(t, newTCP(t, TCPConfig{TLS: &cfg, Send: []byte("x"), Expect: Expect{Contains: "ok"}}), s.addr, tt.want)
 		})
 	}
 	for _, tt := range []struct {
@@ -73,7 +81,23 @@ func TestHTTPS(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			ask(t, newHTTP(t, HTTPConfig{Path: "/", Scheme: "https", TLS: trusting}), serve(t, tt.server).addr, tt.want)
+			s := serve(t, tt.server)
+			ask(t, newHTTP(t, HTTPConfig{Path: "/", Scheme: "https", TLS: trusting}), s.addr, tt.want)
+			ask(t, newTCP(t, TCPConfig{TLS: &trusting}), s.addr, tt.want)
 		})
+	}
+}
+
+// A handshake alone ends in order: the server reads the end of the stream.
+func TestTLSEndsInOrder(t *testing.T) {
+	a := newAuthority(t)
+	ended := make(chan error, 1)
+	s := secure(t, &tls.Config{Certificates: []tls.Certificate{a.issue(long, "127.0.0.1")}}, func(c net.Conn) {
+		_, err := c.Read(make([]byte, 1))
+		ended <- err
+	})
+	ask(t, newTCP(t, TCPConfig{TLS: &TLSConfig{Roots: a.pool()}}), s.addr, fine)
+	if err := <-ended; !errors.Is(err, io.EOF) {
+		t.Errorf("the server got %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/ipvskit/ipvskit/raftstore/formation"
 	"github.com/ipvskit/ipvskit/reconcile"
 	"github.com/ipvskit/ipvskit/transport/agent"
+	"github.com/ipvskit/ipvskit/transport/identity"
 	"github.com/ipvskit/ipvskit/transport/peer"
 )
 
@@ -19,4 +20,6 @@ var (
 	_ lbstate.Replicator     = (*lbstate.Local)(nil)
 	_ agent.Applier          = (*reconcile.Reconciler)(nil)
 	_ lbchecks.Leadership    = (*raftstore.Store)(nil)
+	_ agent.Authenticator    = (*identity.Source)(nil)
+	_ agent.Renewer          = (*identity.Source)(nil)
 )

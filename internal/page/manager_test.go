@@ -150,7 +150,8 @@ func (m *manager) kill() {
 }
 
 func (m *manager) put(name string, service object) { m.t.Helper(); m.do(http.MethodPut, name, service) }
-func (m *manager) delete(name string)              { m.t.Helper(); m.do(http.MethodDelete, name, nil) }
+
+func (m *manager) delete(name string) { m.t.Helper(); m.do(http.MethodDelete, name, nil) }
 
 // get returns a service as the API has it, or nil if there is none.
 func (m *manager) get(name string) object {

@@ -13,7 +13,7 @@ import (
 func (k *Kernel) doDirector(op reconcile.Op) error {
 	switch op.Kind {
 	case reconcile.SetTimeouts:
-		return k.setTimeouts(op.Timeouts)
+		return k.setTimeouts(*op.Timeouts)
 	case reconcile.Zero:
 		return k.zero(op.Service.Key)
 	}
@@ -25,7 +25,7 @@ func (k *Kernel) doDirector(op reconcile.Op) error {
 		k.ipvs.Daemons = slices.Delete(k.ipvs.Daemons, at, at+1)
 		return nil
 	}
-	d := op.Daemon
+	d := *op.Daemon
 	_, exists := k.links[d.Interface]
 	switch {
 	case d.Role != reconcile.SyncMaster && d.Role != reconcile.SyncBackup:

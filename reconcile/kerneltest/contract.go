@@ -129,13 +129,13 @@ func rows() []row {
 			s.Flags, s.Timeout, s.Engine = reconcile.Persistent, time.Minute, "nosuch"
 		}), syscall.ENOENT},
 		{"zero a missing service", nil, op{Kind: reconcile.Zero, Service: svc}, syscall.ESRCH},
-		{"stop a missing sync daemon", nil, op{Kind: reconcile.StopDaemon, Daemon: reconcile.SyncDaemon{Role: reconcile.SyncMaster}}, syscall.ESRCH},
-		{"sync daemon on a missing interface", nil, op{Kind: reconcile.StartDaemon, Daemon: reconcile.SyncDaemon{Role: reconcile.SyncMaster, Interface: link}}, syscall.ENODEV},
-		{"sync daemon of another role", made, op{Kind: reconcile.StartDaemon, Daemon: reconcile.SyncDaemon{Role: 7, Interface: link}}, syscall.EINVAL},
-		{"sync daemon to a unicast address", made, op{Kind: reconcile.StartDaemon, Daemon: reconcile.SyncDaemon{
+		{"stop a missing sync daemon", nil, op{Kind: reconcile.StopDaemon, Daemon: &reconcile.SyncDaemon{Role: reconcile.SyncMaster}}, syscall.ESRCH},
+		{"sync daemon on a missing interface", nil, op{Kind: reconcile.StartDaemon, Daemon: &reconcile.SyncDaemon{Role: reconcile.SyncMaster, Interface: link}}, syscall.ENODEV},
+		{"sync daemon of another role", made, op{Kind: reconcile.StartDaemon, Daemon: &reconcile.SyncDaemon{Role: 7, Interface: link}}, syscall.EINVAL},
+		{"sync daemon to a unicast address", made, op{Kind: reconcile.StartDaemon, Daemon: &reconcile.SyncDaemon{
 			Role: reconcile.SyncMaster, Interface: link, Group: vip4.Addr(),
 		}}, syscall.EINVAL},
-		{"negative timeout", nil, op{Kind: reconcile.SetTimeouts, Timeouts: reconcile.Timeouts{UDP: -time.Second}}, syscall.EINVAL},
+		{"negative timeout", nil, op{Kind: reconcile.SetTimeouts, Timeouts: &reconcile.Timeouts{UDP: -time.Second}}, syscall.EINVAL},
 
 		{"missing setting", nil, op{Kind: reconcile.SetSysctl, Name: "net/ipv4/nosuch", Value: "1"}, syscall.ENOENT},
 	}
@@ -538,16 +538,16 @@ func testTimeouts(t *testing.T, s *subject) {
 		t.Errorf("before anything: %+v", before)
 	}
 	want := reconcile.Timeouts{TCP: 100 * time.Second, TCPFin: 30 * time.Second, UDP: 20 * time.Second}
-	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: want})
+	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: &want})
 	if got := s.ipvs().Timeouts; got != want {
 		t.Errorf("timeouts %v, want %v", got, want)
 	}
 	want.UDP = time.Minute
-	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: reconcile.Timeouts{UDP: time.Minute}})
+	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: &reconcile.Timeouts{UDP: time.Minute}})
 	if got := s.ipvs().Timeouts; got != want {
 		t.Errorf("after one was set: %v, want %v", got, want)
 	}
-	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: before.Timeouts})
+	s.do(op{Kind: reconcile.SetTimeouts, Timeouts: &before.Timeouts})
 }
 
 func testDaemons(t *testing.T, s *subject) {
@@ -561,20 +561,20 @@ func testDaemons(t *testing.T, s *subject) {
 		Role: reconcile.SyncBackup, Interface: link, ID: 4,
 		Group: netip.MustParseAddr("239.1.2.3"), Port: 9000, TTL: 5, MaxLen: 1100,
 	}
-	s.do(op{Kind: reconcile.StartDaemon, Daemon: master}, op{Kind: reconcile.StartDaemon, Daemon: backup})
+	s.do(op{Kind: reconcile.StartDaemon, Daemon: &master}, op{Kind: reconcile.StartDaemon, Daemon: &backup})
 	got := s.ipvs().Daemons
 	master.Group, master.Port, master.TTL, master.MaxLen = netip.MustParseAddr("224.0.0.81"), 8848, 1, 1472
 	if want := []reconcile.SyncDaemon{master, backup}; !slices.Equal(got, want) {
 		t.Errorf("daemons %v, want %v", got, want)
 	}
-	if err := s.k.Do(t.Context(), []op{{Kind: reconcile.StartDaemon, Daemon: master}})[0]; !errors.Is(err, syscall.EEXIST) {
+	if err := s.k.Do(t.Context(), []op{{Kind: reconcile.StartDaemon, Daemon: &master}})[0]; !errors.Is(err, syscall.EEXIST) {
 		t.Errorf("a second master: %v", err)
 	}
-	s.do(op{Kind: reconcile.StopDaemon, Daemon: master})
+	s.do(op{Kind: reconcile.StopDaemon, Daemon: &master})
 	if got := s.ipvs().Daemons; !slices.Equal(got, []reconcile.SyncDaemon{backup}) {
 		t.Errorf("after the master was stopped: %v", got)
 	}
-	s.do(op{Kind: reconcile.StopDaemon, Daemon: backup})
+	s.do(op{Kind: reconcile.StopDaemon, Daemon: &backup})
 }
 
 func testZero(t *testing.T, s *subject) {

@@ -40,8 +40,13 @@ type unanswered struct {
 // it, and keeps that in memory alone, so the others are asked; ?local=true
 // leaves that out.
 func (a *API) agents(w http.ResponseWriter, r *http.Request) {
+	local, p := flag(r, "local")
+	if p != nil {
+		p.send(w, r)
+		return
+	}
 	list := agentList{At: time.Now(), Agents: a.cfg.Agents()}
-	if r.URL.Query().Get("local") == "" {
+	if !local {
 		var wg sync.WaitGroup
 		var mu sync.Mutex // guards list
 		for _, m := range a.view().Members {

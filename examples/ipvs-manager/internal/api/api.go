@@ -57,6 +57,7 @@ type API struct {
 	cfg     Config
 	log     *zap.Logger
 	streams chan struct{} // a token for each open watch
+	pace    pace          // of the watches
 	closing context.Context
 	close   context.CancelFunc
 }
@@ -79,7 +80,7 @@ func New(cfg Config) (*API, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	a := &API{cfg: cfg, log: cfg.Logger.Named("api"), streams: make(chan struct{}, maxStreams)}
+	a := &API{cfg: cfg, log: cfg.Logger.Named("api"), streams: make(chan struct{}, maxStreams), pace: pace{heartbeatEvery, streamWriteTimeout}}
 	a.closing, a.close = context.WithCancel(context.Background())
 	return a, nil
 }
@@ -133,7 +134,7 @@ func (a *API) unavailable(err error, write bool) *problem {
 		why += ": " + forming
 	}
 	switch {
-	case write && lbstate.NotApplied(err):
+	case write && neverApplied(err):
 		p.Outcome = notApplied
 		p.Detail = "nothing was changed; try again: " + why
 	case write:
@@ -156,6 +157,17 @@ func unready(err error) bool {
 	return lbstate.NotApplied(err) || slices.ContainsFunc([]error{
 		raftstore.ErrNoLeader, raftstore.ErrNotLeader, raftstore.ErrStopped, raftstore.ErrOverloaded, context.Canceled,
 	}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// neverApplied says whether a write that failed so is certainly not made. An
+// error that does not say it of itself is one from before the proposal.
+func neverApplied(err error) bool {
+	var judged interface{ NotApplied() bool }
+	if lbstate.NotApplied(err) || errors.As(err, &judged) {
+		return lbstate.NotApplied(err)
+	}
+	return slices.ContainsFunc([]error{raftstore.ErrNoLeader, raftstore.ErrNotLeader, raftstore.ErrOverloaded},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 func invalid(faults ...lbstate.Fault) *problem {

@@ -38,11 +38,46 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	case err != nil:
 		return nil, refused(http.StatusBadRequest, "the body ended early: "+err.Error())
 	}
-	if typ == mediaJSON && !json.Valid(data) {
+	if typ == mediaJSON {
 		// YAML is a superset: without this, YAML that is called JSON would pass.
-		return nil, refused(http.StatusBadRequest, syntaxFault(data))
+		if !json.Valid(data) {
+			return nil, refused(http.StatusBadRequest, syntaxFault(data))
+		}
+		return respell(data), nil
 	}
 	return data, nil
+}
+
+// respell writes the strings of valid JSON so that a YAML decoder reads them
+// too: it does not know \/ nor surrogate pairs, as in "\ud83d\ude00", which
+// many encoders make of whatever is not ASCII, and refuses DEL.
+func respell(data []byte) []byte {
+	if !bytes.ContainsAny(data, "\\\x7f") {
+		return data
+	}
+	out := make([]byte, 0, len(data)+len(data)/8)
+	for i := 0; i < len(data); {
+		if data[i] != '"' {
+			out = append(out, data[i])
+			i++
+			continue
+		}
+		end := i + 1
+		for ; data[end] != '"'; end++ {
+			if data[end] == '\\' {
+				end++
+			}
+		}
+		end++
+		var text string
+		if err := json.Unmarshal(data[i:end], &text); err != nil {
+			return data // not valid after all: the decoder says what is wrong
+		}
+		spelled, _ := json.Marshal(text) // of a string it cannot fail
+		out = append(out, bytes.ReplaceAll(spelled, []byte{0x7f}, []byte(`\u007f`))...)
+		i = end
+	}
+	return out
 }
 
 func syntaxFault(data []byte) string {
@@ -78,6 +113,7 @@ func send(w http.ResponseWriter, r *http.Request, status int, v any) {
 		return
 	}
 	w.Header().Set("Content-Type", typ)
+	w.Header().Add("Vary", "Accept")
 	w.WriteHeader(status)
 	_, _ = w.Write(data) // fails only when the client is gone
 }

@@ -76,8 +76,13 @@ func (a *API) view() ClusterView {
 // cluster shows the cluster. The members' progress is the leader's to know, so
 // a follower asks for it; ?local=true leaves that out.
 func (a *API) cluster(w http.ResponseWriter, r *http.Request) {
+	local, p := flag(r, "local")
+	if p != nil {
+		p.send(w, r)
+		return
+	}
 	v := a.view()
-	if leader, ok := a.leader(v); ok && !v.leads() && r.URL.Query().Get("local") == "" {
+	if leader, ok := a.leader(v); ok && !v.leads() && !local {
 		var theirs ClusterView
 		// Without the leader's answer the view is this node's own, which is
 		// still true.

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -45,9 +46,11 @@ func Guard(names []string, next http.Handler) http.Handler {
 }
 
 func knownHost(hostport string, names []string) bool {
-	host, _, err := net.SplitHostPort(hostport)
+	host, port, err := net.SplitHostPort(hostport)
 	if err != nil {
 		host = hostport
+	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil && port != "" {
+		return false
 	}
 	host = strings.TrimSuffix(strings.Trim(host, "[]"), ".")
 	if _, err := netip.ParseAddr(host); err == nil {

@@ -53,6 +53,7 @@ func (p *problem) send(w http.ResponseWriter, r *http.Request) {
 	p.Instance = r.URL.Path
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
+	h.Set("Cache-Control", "no-store")
 	if p.allow != "" {
 		h.Set("Allow", p.allow)
 	}

@@ -15,6 +15,13 @@ import (
 	"github.com/ipvskit/ipvskit/lbstate"
 )
 
+// configurations are the services as they were written, which can be written
+// again as they are.
+type configurations struct {
+	Revision uint64            `json:"revision"`
+	Services []lbstate.Service `json:"services"`
+}
+
 type serviceList struct {
 	Revision uint64                  `json:"revision"`
 	Services []lbstate.ServiceStatus `json:"services"`
@@ -37,6 +44,11 @@ func (a *API) listServices(w http.ResponseWriter, r *http.Request) {
 		p.send(w, r)
 		return
 	}
+	config, p := asConfig(r)
+	if p != nil {
+		p.send(w, r)
+		return
+	}
 	services, revision, err := a.cfg.Store.Services(ctx, o)
 	if err != nil {
 		a.failed(err, read).send(w, r)
@@ -45,12 +57,25 @@ func (a *API) listServices(w http.ResponseWriter, r *http.Request) {
 	if unmodified(w, r, strconv.FormatUint(revision, 10)) {
 		return
 	}
+	if config {
+		list := configurations{revision, make([]lbstate.Service, len(services))}
+		for i, s := range services {
+			list.Services[i] = s.Service
+		}
+		send(w, r, http.StatusOK, list)
+		return
+	}
 	send(w, r, http.StatusOK, serviceList{revision, services})
 }
 
 func (a *API) getService(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := a.bounded(r)
 	defer cancel()
+	config, p := asConfig(r)
+	if p != nil {
+		p.send(w, r)
+		return
+	}
 	s, p := a.service(ctx, r)
 	if p != nil {
 		p.send(w, r)
@@ -59,7 +84,24 @@ func (a *API) getService(w http.ResponseWriter, r *http.Request) {
 	if unmodified(w, r, tag(s)) {
 		return
 	}
+	if config {
+		send(w, r, http.StatusOK, s.Service)
+		return
+	}
 	send(w, r, http.StatusOK, s)
+}
+
+// asConfig says whether ?view=config asks for what was written alone, without
+// what the state makes of it.
+func asConfig(r *http.Request) (bool, *problem) {
+	switch view := r.URL.Query().Get("view"); view {
+	case "", "status":
+		return false, nil
+	case "config":
+		return true, nil
+	default:
+		return false, refused(http.StatusBadRequest, fmt.Sprintf("view is %q; allowed: status, config", view))
+	}
 }
 
 func (a *API) putService(w http.ResponseWriter, r *http.Request) {
@@ -230,15 +272,21 @@ func backendKey(r *http.Request) (netip.AddrPort, *problem) {
 }
 
 func readOptions(r *http.Request) (lbstate.ReadOptions, *problem) {
-	text := r.URL.Query().Get("stale")
+	stale, p := flag(r, "stale")
+	return lbstate.ReadOptions{Stale: stale}, p
+}
+
+// flag is a yes or no of the query; no if it is missing.
+func flag(r *http.Request, name string) (bool, *problem) {
+	text := r.URL.Query().Get(name)
 	if text == "" {
-		return lbstate.ReadOptions{}, nil
+		return false, nil
 	}
-	stale, err := strconv.ParseBool(text)
+	is, err := strconv.ParseBool(text)
 	if err != nil {
-		return lbstate.ReadOptions{}, refused(http.StatusBadRequest, fmt.Sprintf("stale is %q; allowed: true, false", text))
+		return false, refused(http.StatusBadRequest, fmt.Sprintf("%s is %q; allowed: true, false", name, text))
 	}
-	return lbstate.ReadOptions{Stale: stale}, nil
+	return is, nil
 }
 
 // access is what a request does, which decides how its failure is told.
@@ -290,13 +338,24 @@ func tag(s lbstate.ServiceStatus) string { return fmt.Sprintf("%d.%d", s.Revisio
 func quote(tag string) string { return `"` + tag + `"` }
 
 // unmodified sets the entity tag, and answers alone where the caller has it.
+// YAML and the configuration alone are other representations, so they have tags
+// of their own.
 func unmodified(w http.ResponseWriter, r *http.Request, tag string) bool {
-	w.Header().Set("ETag", quote(tag))
-	if r.Header.Get("If-None-Match") != quote(tag) {
-		return false
+	if wantsYAML(r) {
+		tag += ".yaml"
 	}
-	w.WriteHeader(http.StatusNotModified)
-	return true
+	if r.URL.Query().Get("view") == "config" {
+		tag += ".config"
+	}
+	w.Header().Set("ETag", quote(tag))
+	for known := range strings.SplitSeq(strings.Join(r.Header.Values("If-None-Match"), ","), ",") {
+		// Weakly compared (RFC 9110, 13.1.2): a proxy that compresses weakens tags.
+		if known = strings.TrimPrefix(strings.TrimSpace(known), "W/"); known == quote(tag) || known == "*" {
+			w.WriteHeader(http.StatusNotModified)
+			return true
+		}
+	}
+	return false
 }
 
 // failed turns an error of the store into a problem. It is here alone that

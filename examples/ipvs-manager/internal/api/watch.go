@@ -15,11 +15,15 @@ import (
 )
 
 const (
+	eventStream    = "text/event-stream"
 	maxStreams     = 256
 	heartbeatEvery = 10 * time.Second
 	// A reader that takes nothing for so long is cut off; it resumes by itself.
 	streamWriteTimeout = 10 * time.Second
 )
+
+// pace bounds how long a watch says nothing, and how long a reader may take.
+type pace struct{ heartbeat, write time.Duration }
 
 // change is the data of an event: of a snapshot all services, otherwise those
 // that changed after since, and the names of those that are gone.
@@ -44,12 +48,18 @@ func (a *API) watch(w http.ResponseWriter, r *http.Request) {
 		p.send(w, r)
 		return
 	}
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Type", eventStream)
+		return
+	}
 	select {
 	case a.streams <- struct{}{}:
 		defer func() { <-a.streams }()
 	default:
-		(&problem{Type: typeUnavailable, Status: http.StatusServiceUnavailable, retryAfter: 10,
-			Detail: fmt.Sprintf("%d streams are open, which is the limit of one server; ask another", maxStreams)}).send(w, r)
+		(&problem{
+			Type: typeUnavailable, Status: http.StatusServiceUnavailable, retryAfter: 10,
+			Detail: fmt.Sprintf("%d streams are open, which is the limit of one server; ask another", maxStreams),
+		}).send(w, r)
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -65,15 +75,15 @@ func (a *API) watch(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
+	h.Set("Content-Type", eventStream)
 	h.Set("X-Accel-Buffering", "no") // a proxy must not hold events back
-	s := stream{w: w, rc: http.NewResponseController(w)}
+	s := stream{w: w, rc: http.NewResponseController(w), timeout: a.pace.write}
 	if s.write("retry: 1000\n\n") != nil {
 		return
 	}
 	watcher := a.cfg.Store.Watch(lbstate.WatchOptions{From: from, Stale: o.Stale})
 	for {
-		tick, stop := context.WithTimeout(ctx, heartbeatEvery)
+		tick, stop := context.WithTimeout(ctx, a.pace.heartbeat)
 		u, err := watcher.Next(tick)
 		stop()
 		switch {
@@ -109,8 +119,9 @@ func watchFrom(r *http.Request) (uint64, *problem) {
 
 // stream writes events to one client.
 type stream struct {
-	w  http.ResponseWriter
-	rc *http.ResponseController
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	timeout time.Duration // of a write
 }
 
 func (s stream) send(u lbstate.Update) error {
@@ -130,7 +141,7 @@ func (s stream) send(u lbstate.Update) error {
 
 func (s stream) write(text string) error {
 	// Not every ResponseWriter has deadlines: one in a test has none.
-	if err := s.rc.SetWriteDeadline(time.Now().Add(streamWriteTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := s.rc.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
 	if _, err := s.w.Write([]byte(text)); err != nil {

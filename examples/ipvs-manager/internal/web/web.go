@@ -39,7 +39,7 @@ func Register(mux *http.ServeMux) error {
 		if url == "/index.html" {
 			url = "/{$}"
 		}
-		mux.Handle("GET "+url, file(typ, data))
+		mux.Handle(url, file(typ, data))
 	}
 	return nil
 }
@@ -49,6 +49,11 @@ func file(typ string, data []byte) http.Handler {
 	tag := `"` + hex.EncodeToString(sum[:8]) + `"`
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			h.Set("Allow", "GET, HEAD")
+			http.Error(w, r.Method+" is not possible here; allowed: GET, HEAD. The API is at /api/v1", http.StatusMethodNotAllowed)
+			return
+		}
 		h.Set("Content-Security-Policy", policy)
 		h.Set("Content-Type", typ)
 		h.Set("Cache-Control", "no-cache") // kept, but asked for again each time: cheap, and never a mixture of versions
