@@ -201,6 +201,10 @@ func TestKernelMasquerade(t *testing.T) {
 		n.serviceAt(reconcile.TCP, vip4, 3, 1), n.serviceAt(reconcile.TCP, vip6, 3, 1),
 		n.serviceAt(reconcile.UDP, vip4, 3, 1), n.serviceAt(reconcile.UDP, vip6, 3, 1),
 	)
+	// So many more that one rule for all takes the place of one each.
+	for i := range 20 {
+		d.Services = append(d.Services, n.serviceAt(reconcile.TCP, fmt.Sprintf("198.51.100.%d", 100+2*i), 3, 1))
+	}
 	rep := converge(t, r, d)
 	t.Logf("%d operations in %s; %v", rep.Operations, rep.Took, rep.Host)
 	for _, protocol := range []string{"tcp", "udp"} {

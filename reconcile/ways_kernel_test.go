@@ -317,9 +317,21 @@ func TestKernelForwarding(t *testing.T) {
 // mortal is a kernel whose user is killed after his first operation.
 type mortal struct {
 	reconcile.Kernel
-	ctx  context.Context
-	kill context.CancelFunc
-	last reconcile.Op
+	ctx    context.Context
+	kill   context.CancelFunc
+	last   reconcile.Op
+	chains map[reconcile.ChainKey]reconcile.Chain // read before: nobody else changes them, and reading takes a process
+}
+
+func (k *mortal) Chain(ctx context.Context, key reconcile.ChainKey) (reconcile.Chain, error) {
+	if c, known := k.chains[key]; known {
+		return c, nil
+	}
+	c, err := k.Kernel.Chain(ctx, key)
+	if err == nil {
+		k.chains[key] = c
+	}
+	return c, err
 }
 
 func (k *mortal) Do(ctx context.Context, ops []reconcile.Op) map[int]error {
@@ -330,6 +342,9 @@ func (k *mortal) Do(ctx context.Context, ops []reconcile.Op) map[int]error {
 			continue
 		}
 		k.last = ops[i]
+		if c := ops[i].Chain; c != nil {
+			delete(k.chains, c.ChainKey)
+		}
 		if err := k.Kernel.Do(ctx, ops[i:i+1])[0]; err != nil {
 			errs[i] = err
 		}
@@ -343,6 +358,7 @@ func (k *mortal) Do(ctx context.Context, ops []reconcile.Op) map[int]error {
 func TestKernelKilledAfterEachOperation(t *testing.T) {
 	n := newNetwork(t, 3)
 	journal := new(memory)
+	chains := map[reconcile.ChainKey]reconcile.Chain{}
 	kills := 0
 	steps := []reconcile.Desired{
 		desired(n.serviceAt(reconcile.TCP, vip4, -1, 1), n.serviceAt(reconcile.TCP, vip6, -1, 1)),
@@ -352,7 +368,7 @@ func TestKernelKilledAfterEachOperation(t *testing.T) {
 	var held []*conn
 	for _, want := range steps {
 		for {
-			k := &mortal{Kernel: n.kernel}
+			k := &mortal{Kernel: n.kernel, chains: chains}
 			k.ctx, k.kill = context.WithCancel(t.Context())
 			r := newReconciler(t, reconcile.Config{Kernel: k, Journal: journal, DrainTimeout: time.Hour})
 			rep, err := r.Sync(k.ctx, want)
