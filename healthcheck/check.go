@@ -114,6 +114,9 @@ func (c Check) withDefaults() Check {
 	return c
 }
 
+// Validate names every fault of the check; nil says that an Engine takes it.
+func (c Check) Validate() error { return c.withDefaults().validate() }
+
 // validate expects a Check with its defaults filled in.
 func (c Check) validate() error {
 	var faults []error

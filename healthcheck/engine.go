@@ -38,15 +38,16 @@ type Config struct {
 	BackOff       time.Duration
 
 	// InFlight bounds the probes that run at once, StalledInFlight those of
-	// targets whose last result was a timeout. Default 2048 each, less where the
-	// process may not open eight times as many files.
+	// targets whose last result was a timeout, or a failure that was as slow.
+	// Default 2048 each, less where the process may not open eight times as many
+	// files.
 	InFlight, StalledInFlight int
 	// Jitter moves each probe by up to this part of its interval, either way.
 	// Default 0.02; negative: none.
 	Jitter float64
 	// Slack is how late this host may be before a failure that its lateness
-	// could explain is inconclusive. Default 50 ms; at least a tenth of a
-	// check's timeout is always allowed.
+	// could explain is inconclusive: during a probe, and at its end. Default
+	// 10 ms; at least a tenth of a check's timeout is always allowed.
 	Slack time.Duration
 	// Hold says when mass failure is suspected.
 	Hold Hold
@@ -63,7 +64,7 @@ func (c Config) withDefaults() Config {
 		{&c.Coalesce, 50 * time.Millisecond},
 		{&c.ReportTimeout, 10 * time.Second},
 		{&c.BackOff, 100 * time.Millisecond},
-		{&c.Slack, 50 * time.Millisecond},
+		{&c.Slack, 10 * time.Millisecond},
 	} {
 		if *d.value == 0 {
 			*d.value = d.std
@@ -271,6 +272,9 @@ func (e *Engine) Update(changed []Check, removed []string) error {
 			continue
 		} else {
 			e.unplace(r)
+			if r.held() { // the failures under the old terms count no more
+				e.hold.rose(r, true)
+			}
 			r.change(c)
 		}
 		if c.Canary {
@@ -289,7 +293,7 @@ func (e *Engine) Update(changed []Check, removed []string) error {
 
 func (e *Engine) remove(r *record) {
 	e.unplace(r)
-	e.hold.rose(r, r.raw == Down && r.effective == Up)
+	e.hold.rose(r, r.held())
 	r.removed = true
 	r.generation++
 	e.count[r.effective]--
@@ -297,8 +301,9 @@ func (e *Engine) remove(r *record) {
 	delete(e.canaries, r)
 }
 
-// Pause stops probing the named checks; their states and streaks are frozen.
-// A probe that runs is not counted. Resume goes on.
+// Pause stops probing the named checks; their states and streaks are frozen,
+// even where a hold ends meanwhile. A probe that runs is not counted. Resume
+// goes on.
 func (e *Engine) Pause(ids ...string) {
 	e.mu.Lock()
 	defer e.release()
@@ -325,6 +330,21 @@ func (e *Engine) Resume(ids ...string) {
 		}
 	}
 	e.begin(fresh)
+}
+
+// Announce asks for a report of the named checks' present states, though the
+// sink was told before: for one that knows or suspects that it was not heeded.
+// A check whose own results do not confirm its state yet is announced when they
+// do, if Config.Confirmations is set; IDs that are not known are ignored.
+func (e *Engine) Announce(ids ...string) {
+	e.mu.Lock()
+	defer e.release()
+	for _, id := range ids {
+		if r := e.checks[id]; r != nil && r.confirmed {
+			r.announce = true
+			e.enqueue(r)
+		}
+	}
 }
 
 // believe makes r's effective state what its own results say.

@@ -7,6 +7,11 @@ import (
 
 // Hold says when falls are so many at once that this host is suspected before
 // they are believed. While a hold lasts, targets that fall stay up in effect.
+//
+// It ends when most targets came back, or when the canaries answer: those that
+// are still down are asked again at once, and each is believed when it fails
+// again. It also ends at its limit in time, or by request: then they are
+// believed at once.
 type Hold struct {
 	// Share of the targets that were up which must fall within Window. Default
 	// 0.5. 1 or more: nothing is ever held.
@@ -15,7 +20,7 @@ type Hold struct {
 	Min int
 	// Window is the time in which they must fall. Default 10 s.
 	Window time.Duration
-	// Limit ends a hold: what is still down then is believed. Default 1 min.
+	// Limit is how long a hold lasts at most. Default 1 min.
 	Limit time.Duration
 }
 
@@ -47,7 +52,7 @@ type HoldStatus struct {
 	Active bool
 	Since  time.Time // zero unless Active
 	Until  time.Time // when it ends at the latest; zero unless Active
-	Held   int       // checks that are down by their own results and up in effect
+	Held   int       // checks that are down by their own results and up in effect; some may be for a moment after the end
 	Why    string    // why it began; of the last one when not Active
 }
 
@@ -64,7 +69,8 @@ type episode struct {
 	from    time.Duration // the first fall that belongs to the hold
 	members int           // that fell since from and are still down
 	ease    int           // the hold ends when no more members than these are left
-	held    int           // members that are up in effect
+	ended   time.Duration // when the last one did
+	held    int           // checks that are down by their own results and up in effect
 	why     string
 }
 
@@ -95,14 +101,19 @@ func (h *episode) fell(r *record, now time.Duration, up int, suspicious func() b
 		return false, false
 	}
 	h.active, h.since, h.from = true, now, h.falls[0].at
-	h.members, h.held = h.down, 1
+	h.members = h.down
+	h.held++
 	h.ease = int(h.Share*float64(population)) / 2
 	h.why = fmt.Sprintf("%d of %d targets that were up fell within %v", h.down, population, h.Window)
 	return true, true
 }
 
-// rose takes note that r is no longer down, or gone.
+// rose takes note that r is no longer down, or gone. held says whether its fall
+// was held.
 func (h *episode) rose(r *record, held bool) {
+	if held {
+		h.held--
+	}
 	if r.fell == 0 {
 		return
 	}
@@ -111,9 +122,6 @@ func (h *episode) rose(r *record, held bool) {
 	}
 	if h.active && r.fell >= h.from {
 		h.members--
-		if held {
-			h.held--
-		}
 	}
 	r.fell = 0
 }
@@ -128,12 +136,6 @@ func (h *episode) prune(now time.Duration) {
 	if h.falls = h.falls[n:]; len(h.falls) == 0 {
 		h.falls = nil
 	}
-}
-
-// end closes the hold. The caller believes what was held.
-func (h *episode) end() {
-	h.active, h.spent = false, true
-	h.members, h.held = 0, 0
 }
 
 // fallen is called when r's own results say that it is down, and decides
@@ -179,22 +181,42 @@ func (e *Engine) reviewHold(now time.Duration) {
 	switch {
 	case !h.active:
 	case h.members <= h.ease:
-		e.endHold(now, "most targets came back")
-	case now-h.since >= h.Limit:
-		e.endHold(now, "its limit in time is reached")
+		e.endHold(now, "most targets came back", false)
 	case e.canariesAnswered(h.since):
-		e.endHold(now, "the canaries answer")
+		e.endHold(now, "the canaries answer", false)
+	case now-h.since >= h.Limit:
+		e.endHold(now, "its limit in time is reached", true)
 	}
 }
 
-func (e *Engine) endHold(now time.Duration, why string) {
-	e.events = append(e.events, event{kind: eventHoldEnded, text: why, count: e.hold.held})
-	e.hold.end()
+// endHold ends the hold. What is held is believed, or else asked again: when
+// this host is well once more its targets may be too, each a moment later.
+func (e *Engine) endHold(now time.Duration, why string, believe bool) {
+	h := &e.hold
+	e.events = append(e.events, event{kind: eventHoldEnded, text: why, count: h.held})
+	h.active, h.spent = false, true
+	h.members, h.ended = 0, now
+	if h.held == 0 {
+		return
+	}
+	var again []*record
 	for _, r := range e.checks {
-		if r.raw == Down && r.effective == Up {
-			e.believe(r, now)
+		switch {
+		case !r.held() || r.paused:
+		case believe:
+			e.concede(r, now)
+		case r.place == wheeled:
+			e.unplace(r)
+			again = append(again, r)
 		}
 	}
+	e.begin(again)
+}
+
+// concede believes a fall that was held.
+func (e *Engine) concede(r *record, now time.Duration) {
+	e.hold.held--
+	e.believe(r, now)
 }
 
 // ReleaseHold ends a hold: what is held is believed at once. It says whether
@@ -204,7 +226,7 @@ func (e *Engine) ReleaseHold() bool {
 	defer e.release()
 	active := e.hold.active
 	if active {
-		e.endHold(e.now(), "released by request")
+		e.endHold(e.now(), "released by request", true)
 	}
 	return active
 }
@@ -220,7 +242,7 @@ func (e *Engine) SetHold(h Hold) error {
 	defer e.release()
 	e.hold.Hold = h
 	if e.hold.active && h.Share >= 1 {
-		e.endHold(e.now(), "holds were switched off")
+		e.endHold(e.now(), "holds were switched off", true)
 	}
 	e.kick()
 	return nil

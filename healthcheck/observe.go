@@ -81,6 +81,6 @@ func (e *Engine) tell(ev event) {
 		e.log.Error("mass failure suspected: falls are held back", zap.String("why", ev.text), zap.Int("held", ev.count))
 	case eventHoldEnded:
 		e.metrics.HoldChanged(false)
-		e.log.Warn("hold ended", zap.String("why", ev.text), zap.Int("believed", ev.count))
+		e.log.Warn("hold ended", zap.String("why", ev.text), zap.Int("held", ev.count))
 	}
 }

@@ -47,7 +47,7 @@ type record struct {
 	confirmed  bool  // its own results agreed with raw, rise or fall times in a row
 	paused     bool
 	removed    bool
-	stalled    bool // the last result was a timeout: it runs in the lane of its own
+	stalled    bool // the last result was a timeout, or as slow: it runs in that lane
 	pending    bool // in Engine.pending
 	uncertain  bool // a report failed: the sink may or may not have it
 	announce   bool // a confirmation is to be reported
@@ -91,8 +91,12 @@ func sameProbe(a, b Probe) bool {
 func (r *record) change(c Check) {
 	r.target, r.probe, r.policy = c.Target, c.Probe, policyOf(c)
 	r.generation++
+	r.raw = r.effective
 	r.streak, r.confirmed, r.stalled = 0, false, false
 }
+
+// held says whether r's fall is not believed.
+func (r *record) held() bool { return r.raw == Down && r.effective == Up }
 
 // judge takes one conclusive result into account and says whether raw changed.
 func (r *record) judge(ok bool) bool {
@@ -104,7 +108,7 @@ func (r *record) judge(ok bool) bool {
 	if ok {
 		r.streak = min(r.streak, math.MaxInt32-1) + 1
 	} else {
-		r.streak = max(r.streak, math.MinInt32+1) - 1
+		r.streak = max(r.streak, -math.MaxInt32+1) - 1
 	}
 	before := r.raw
 	switch {

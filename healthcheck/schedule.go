@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"time"
 )
 
@@ -12,7 +13,7 @@ import (
 // begin in one instant, and a small one begins at once.
 const startRate = 10_000
 
-// begin schedules records that rest. Their first probes are spread over the
+// begin schedules those records that rest. Their first probes are spread over the
 // time that so many take at startRate, at most their interval.
 func (e *Engine) begin(fresh []*record) {
 	if e.runs == nil || len(fresh) == 0 {
@@ -21,6 +22,9 @@ func (e *Engine) begin(fresh []*record) {
 	now := e.now()
 	spread := time.Duration(len(fresh)) * time.Second / startRate
 	for _, r := range fresh {
+		if r.place != resting || r.paused {
+			continue // named twice in one update
+		}
 		within := min(spread, r.interval())
 		// The phase scaled down: neighbours in time stay neighbours.
 		e.place(r, now+time.Duration(float64(within)*float64(hash(r.id)>>11)/(1<<53)))
@@ -74,9 +78,12 @@ func (e *Engine) schedule(ctx context.Context) {
 		case <-timer.C:
 		case <-e.wake:
 		}
+		woke := e.now()
+		runtime.Gosched() // a timer's goroutine goes first; what a probe waits for does not
 		e.mu.Lock()
 		now := e.now()
-		e.lag.woke(now)
+		e.lag.woke(woke)
+		e.lag.queued(now - woke)
 		e.wheel.advance(int64(now/tick), e.dispatch)
 		e.reviewHold(now)
 		e.wakeAt = e.nextWake(now)
@@ -185,7 +192,7 @@ func (e *Engine) finish(l *lane, r *record, j job, res *Result, ok bool) (next *
 	if ok && e.runs != nil && j.ctx.Err() == nil {
 		if counted = r.generation == j.generation; counted {
 			*res = believable(*res, now-j.began, e.lag.upTo(now)-j.lag, j.timeout, e.cfg.Slack)
-			e.settle(r, *res, now)
+			e.settle(r, *res, j.began, now)
 		}
 		if !r.removed && !r.paused {
 			e.again(r, j.began, now)
@@ -199,8 +206,9 @@ func (e *Engine) finish(l *lane, r *record, j job, res *Result, ok bool) (next *
 	return nil, counted
 }
 
-// settle makes res r's last result and draws the conclusions.
-func (e *Engine) settle(r *record, res Result, now time.Duration) {
+// settle makes res, of a probe that began and ends now, r's last result and
+// draws the conclusions.
+func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 	r.last = now
 	if res.OK() {
 		r.latency = res.Latency
@@ -216,7 +224,8 @@ func (e *Engine) settle(r *record, res Result, now time.Duration) {
 		e.tellInconclusive(r, res, now)
 		return
 	}
-	r.stalled = res.Class == Timeout
+	// A slow failure holds a place as long as a timeout does.
+	r.stalled = res.Class == Timeout || !res.OK() && 2*res.Latency >= r.policy.Value().timeout
 	first := r.raw != Down && r.streak >= 0 && !res.OK()
 	confirmed := r.confirmed
 	if r.judge(res.OK()) {
@@ -229,6 +238,8 @@ func (e *Engine) settle(r *record, res Result, now time.Duration) {
 			e.fallen(r, now)
 		}
 		e.reviewHold(now)
+	} else if r.held() && !res.OK() && !e.hold.active && began >= e.hold.ended {
+		e.concede(r, now)
 	} else if first {
 		e.events = append(e.events, event{kind: eventFirstFailure, id: r.id, result: res})
 	}

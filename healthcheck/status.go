@@ -54,7 +54,7 @@ func (e *Engine) Statuses() []Status {
 func (e *Engine) status(r *record) Status {
 	s := Status{
 		ID: r.id, Target: r.target,
-		State: r.effective, Raw: r.raw, Held: r.raw == Down && r.effective == Up,
+		State: r.effective, Raw: r.raw, Held: r.held(),
 		Confirmed: r.confirmed, Paused: r.paused,
 		Successes: int(max(r.streak, 0)), Failures: int(max(-r.streak, 0)),
 		Since: e.wall(r.since), LastAt: e.wall(r.last),

@@ -2,100 +2,154 @@ package lbstate
 
 import (
 	"encoding/binary"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// seal encodes a value as it rests in the database: CRC32C, then JSON. JSON
-// from Go structs is deterministic: fields in order, map keys sorted.
-func seal(v any) ([]byte, error) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return nil, err
-	}
+// DamageError says that a value in the database is not what was written. The
+// node must not go on from it.
+type DamageError struct {
+	Bucket string
+	Key    string
+	Reason string
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("damaged value of key %q in bucket %s: %s; restore this node from a snapshot or from the other members", e.Key, e.Bucket, e.Reason)
+}
+
+func damaged(bucket, key []byte, reason string) error {
+	return &DamageError{Bucket: string(bucket), Key: string(key), Reason: reason}
+}
+
+func checksum(bucket, key, body []byte) uint32 {
+	c := crc32.Update(0, castagnoli, bucket)
+	c = crc32.Update(c, castagnoli, []byte{0})
+	c = crc32.Update(c, castagnoli, key)
+	c = crc32.Update(c, castagnoli, []byte{0})
+	return crc32.Update(c, castagnoli, body)
+}
+
+// seal makes a value of the database: CRC32C over where it is and what it
+// says, then the body.
+func seal(bucket, key, body []byte) []byte {
 	out := make([]byte, 4, 4+len(body))
-	binary.BigEndian.PutUint32(out, crc32.Checksum(body, castagnoli))
-	return append(out, body...), nil
+	binary.BigEndian.PutUint32(out, checksum(bucket, key, body))
+	return append(out, body...)
 }
 
-// unseal decodes what seal made. The error names the key.
-func unseal(bucket string, key, data []byte, into any) error {
-	if len(data) < 4 || binary.BigEndian.Uint32(data) != crc32.Checksum(data[4:], castagnoli) {
-		return fmt.Errorf("damaged value of key %q in bucket %s: the checksum does not match", key, bucket)
+// unseal returns the body, which is the database's: not to be changed or kept.
+func unseal(bucket, key, data []byte) ([]byte, error) {
+	if len(data) < 4 || binary.BigEndian.Uint32(data) != checksum(bucket, key, data[4:]) {
+		return nil, damaged(bucket, key, "the checksum does not match")
 	}
-	if err := json.Unmarshal(data[4:], into); err != nil {
-		return fmt.Errorf("damaged value of key %q in bucket %s: %w", key, bucket, err)
-	}
-	return nil
+	return data[4:], nil
 }
 
+// encode is deterministic: the messages have no maps and no unknown fields.
+func encode(m proto.Message) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
+}
+
+// revisionKey is the key of a number, in the order of numbers.
 func revisionKey(r uint64) []byte { return binary.BigEndian.AppendUint64(nil, r) }
 
-// commandVersion is the version of the commands that this code writes, and
-// the only one it can apply.
-const commandVersion = 1
-
-// maxCommandBytes bounds one encoded command.
-const maxCommandBytes = 1 << 20
-
-// command is one change as it travels through the log. Exactly one of the
-// kinds is set.
-type command struct {
-	Version    int     `json:"v"`
-	Author     string  `json:"author,omitempty"`
-	Reason     string  `json:"reason,omitempty"`
-	At         int64   `json:"at,omitempty"` // Unix milliseconds, by the proposer's clock
-	IfRevision *uint64 `json:"if_revision,omitempty"`
-
-	PutService    *Service       `json:"put_service,omitempty"`
-	DeleteService string         `json:"delete_service,omitempty"`
-	PutBackend    *putBackend    `json:"put_backend,omitempty"`
-	DeleteBackend *deleteBackend `json:"delete_backend,omitempty"`
-	ReportHealth  []healthReport `json:"report_health,omitempty"`
-}
-
-type putBackend struct {
-	Service string  `json:"service"`
-	Backend Backend `json:"backend"`
-}
-
-type deleteBackend struct {
-	Service string `json:"service"`
-	Backend string `json:"backend"` // address:port
-}
-
-type healthReport struct {
-	Service   string      `json:"service"`
-	Backend   string      `json:"backend"` // address:port
-	CheckHash uint64      `json:"check"`
-	Term      uint64      `json:"term"`
-	To        HealthState `json:"to"`
-	At        int64       `json:"at"` // Unix milliseconds
-	Message   string      `json:"message,omitempty"`
-}
-
-func decodeCommand(data []byte) (command, error) {
-	var c command
-	if len(data) > maxCommandBytes {
-		return c, fmt.Errorf("command of %d bytes: at most %d are allowed", len(data), maxCommandBytes)
+// number is the inverse of revisionKey; what is no number comes last.
+func number(key []byte) uint64 {
+	if len(key) != 8 {
+		return math.MaxUint64
 	}
-	if err := json.Unmarshal(data, &c); err != nil {
-		return c, fmt.Errorf("undecodable command: %w", err)
+	return binary.BigEndian.Uint64(key)
+}
+
+// CommandVersion is the version of the commands that this program writes, and
+// the highest that it can apply.
+const CommandVersion = 1
+
+// MaxCommandBytes bounds one command, as the replicated log has it.
+const MaxCommandBytes = 1 << 20
+
+// decodeCommand reads a command. An error means that this program cannot know
+// what the command would do.
+func decodeCommand(data []byte) (*lbstatepb.Command, error) {
+	if len(data) > MaxCommandBytes {
+		return nil, fmt.Errorf("command of %d bytes: at most %d are allowed", len(data), MaxCommandBytes)
 	}
-	if c.Version != commandVersion {
-		return c, fmt.Errorf("command of version %d: this program knows version %d alone; it is older than a member that wrote to the log", c.Version, commandVersion)
+	c := &lbstatepb.Command{}
+	if err := proto.Unmarshal(data, c); err != nil {
+		return nil, fmt.Errorf("undecodable command: %w", err)
 	}
-	kinds := 0
-	for _, set := range []bool{c.PutService != nil, c.DeleteService != "", c.PutBackend != nil, c.DeleteBackend != nil, c.ReportHealth != nil} {
-		if set {
-			kinds++
+	if v := c.GetVersion(); v == 0 || v > CommandVersion {
+		return nil, fmt.Errorf("command of version %d: this program knows up to %d; it is older than a member that wrote to the log", v, CommandVersion)
+	}
+	if c.GetKind() == nil || unknown(c.ProtoReflect()) {
+		return nil, errors.New("command with a kind or field that this program does not know; it is older than a member that wrote to the log")
+	}
+	for _, op := range c.GetTransaction().GetOperations() {
+		if op.GetOperation() == nil {
+			return nil, errors.New("command with an operation that this program does not know")
 		}
 	}
-	if kinds != 1 {
-		return c, fmt.Errorf("command of no kind that this program knows")
-	}
 	return c, nil
+}
+
+// unknown says whether a message, or one below it, has fields that this
+// program does not know.
+func unknown(m protoreflect.Message) bool {
+	if len(m.GetUnknown()) > 0 {
+		return true
+	}
+	found := false
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.Kind() != protoreflect.MessageKind:
+		case f.IsList():
+			for i := range v.List().Len() {
+				found = found || unknown(v.List().Get(i).Message())
+			}
+		default:
+			found = unknown(v.Message())
+		}
+		return !found
+	})
+	return found
+}
+
+// counters are the state's own numbers.
+type counters struct {
+	revision     uint64 // of the last change
+	config       uint64 // of the last change of the configuration
+	history      uint64 // entries in the history
+	historyBytes uint64 // what they, and the versions kept for them, take
+	floor        uint64 // revision of the newest entry that the history has dropped
+	keys         uint64 // idempotency keys ever remembered
+}
+
+func (c counters) encode() []byte {
+	b := make([]byte, 0, 48)
+	for _, n := range []uint64{c.revision, c.config, c.history, c.historyBytes, c.floor, c.keys} {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	return b
+}
+
+func decodeCounters(b []byte) (counters, error) {
+	if len(b) != 48 {
+		return counters{}, damaged(metaBucket, countersKey, fmt.Sprintf("%d bytes, not 48", len(b)))
+	}
+	var n []uint64
+	for part := range slices.Chunk(b, 8) {
+		n = append(n, binary.BigEndian.Uint64(part))
+	}
+	return counters{n[0], n[1], n[2], n[3], n[4], n[5]}, nil
 }

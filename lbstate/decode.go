@@ -1,15 +1,12 @@
 package lbstate
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
-
-	"sigs.k8s.io/yaml"
 )
 
 // MarshalText writes the duration as time.Duration does.
@@ -24,85 +21,39 @@ func (d *Duration) UnmarshalText(text []byte) error {
 
 func (d Duration) String() string { return time.Duration(d).String() }
 
-// DecodeService reads a service from JSON or YAML. Everything that is wrong is
-// reported at once: *SyntaxError for text that is neither, and for fields that
-// do not exist; *ValidationError for values of the wrong form. Ranges are
-// Validate's matter.
-func DecodeService(data []byte) (Service, error) {
-	var s Service
-	err := decode(data, func(o *object) {
-		s = Service{
-			Name: o.text("name"), Labels: o.labels("labels"),
-			VIP: o.addr("vip"), Port: o.integer("port"), Protocol: Protocol(o.text("protocol")),
-			Family: Family(o.text("family")), Scheduler: o.text("scheduler"), SchedulerFlags: o.texts("scheduler_flags"),
-			Forwarding: Forwarding(o.text("forwarding")), OnePacket: o.boolean("one_packet"),
-			SNAT: SNATMode(o.text("snat")), Agents: o.labels("agents"), HealthCheck: o.check("health_check"),
-		}
-		mark := o.integer("fwmark")
-		if mark < 0 || mark > 1<<32-1 {
-			o.r.fault(o.path+"fwmark", mark, "1 to 4294967295", "is out of range")
-		}
-		s.FWMark = uint32(mark)
-		if revision := o.integer("revision"); revision >= 0 {
-			s.Revision = uint64(revision)
-		} else {
-			o.r.fault(o.path+"revision", revision, "0 or more", "is negative")
-		}
-		if p := o.sub("persistence"); p != nil {
-			s.Persistence = &Persistence{Timeout: p.duration("timeout"), Prefix: p.integer("prefix")}
-			p.done()
-		}
-		for _, b := range o.list("backends") {
-			s.Backends = append(s.Backends, b.backend())
-		}
-	})
-	return s, err
-}
-
-// DecodeBackend reads one backend, as DecodeService does a service.
-func DecodeBackend(data []byte) (Backend, error) {
-	var b Backend
-	err := decode(data, func(o *object) { b = o.backendFields() })
-	return b, err
-}
-
-// reader collects the faults of one document.
-type reader struct {
+// document collects the faults of one document.
+type document struct {
 	unknown []Fault // fields that do not exist
 	invalid []Fault // values of the wrong form
 }
 
-func (r *reader) fault(path string, found any, allowed, reason string) {
+func (r *document) fault(path string, found any, allowed, reason string) {
 	r.invalid = append(r.invalid, Fault{Path: path, Found: clip(found), Allowed: allowed, Reason: reason})
 }
 
+// clip shows a value, or its beginning.
 func clip(v any) string {
 	s := fmt.Sprint(v)
-	return s[:min(len(s), 100)]
+	return strings.ToValidUTF8(s[:min(len(s), 100)], "\uFFFD")
 }
 
-func decode(data []byte, fields func(*object)) error {
+func decode(data []byte, most int, fields func(*object)) error {
 	syntax := func(err error) error {
-		return &SyntaxError{[]Fault{{Path: "", Reason: "not JSON or YAML: " + err.Error()}}}
+		return &SyntaxError{[]Fault{{Path: "", Reason: "not JSON or YAML: " + strings.ToValidUTF8(err.Error(), "\uFFFD")}}}
 	}
-	text, err := yaml.YAMLToJSONStrict(data)
+	if len(data) > most {
+		return syntax(fmt.Errorf("%d bytes; at most %d are read", len(data), most))
+	}
+	m, err := parse(data)
 	if err != nil {
 		return syntax(err)
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	var root any
-	if err := d.Decode(&root); err != nil {
-		return syntax(err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return syntax(fmt.Errorf("there is more after the object"))
-	}
-	m, ok := root.(map[string]any)
-	if !ok {
-		return syntax(fmt.Errorf("an object is expected"))
-	}
-	r := &reader{}
+	return decodeTree(m, fields)
+}
+
+// decodeTree reads the fields of an object that was parsed.
+func decodeTree(m map[string]any, fields func(*object)) error {
+	r := &document{}
 	o := &object{r: r, m: m}
 	fields(o)
 	o.done()
@@ -118,7 +69,7 @@ func decode(data []byte, fields func(*object)) error {
 // object is one JSON object being read: each field that is asked for is taken
 // out, so that what remains is unknown.
 type object struct {
-	r    *reader
+	r    *document
 	path string // with its final dot, empty at the root
 	m    map[string]any
 }
@@ -145,6 +96,9 @@ func field[T any](o *object, name, want string) (T, bool) {
 	if !ok {
 		var zero T
 		return zero, false
+	}
+	if w, ok := v.(word); ok {
+		v = w.as(*new(T))
 	}
 	t, is := v.(T)
 	if !is {
@@ -209,6 +163,9 @@ func (o *object) texts(name string) []string {
 	l, _ := field[[]any](o, name, "a list")
 	var texts []string
 	for i, v := range l {
+		if w, ok := v.(word); ok {
+			v = w.text
+		}
 		s, ok := v.(string)
 		if !ok {
 			o.r.fault(fmt.Sprintf("%s%s[%d]", o.path, name, i), v, "a text", "is not a text")
@@ -225,6 +182,9 @@ func (o *object) labels(name string) map[string]string {
 	}
 	labels := make(map[string]string, len(m))
 	for k, v := range m {
+		if w, ok := v.(word); ok {
+			v = w.text
+		}
 		s, ok := v.(string)
 		if !ok {
 			o.r.fault(o.path+name+"."+clip(k), v, "a text", "is not a text")
@@ -232,6 +192,39 @@ func (o *object) labels(name string) map[string]string {
 		labels[k] = s
 	}
 	return labels
+}
+
+func (o *object) prefixes(name string) (prefixes []netip.Prefix) {
+	for i, text := range o.texts(name) {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			o.r.fault(fmt.Sprintf("%s%s[%d]", o.path, name, i), text, "such as 192.0.2.0/24", fmt.Sprintf("%q is not a prefix", clip(text)))
+		}
+		prefixes = append(prefixes, p)
+	}
+	return prefixes
+}
+
+// natural reads a number that cannot be negative, up to a bound.
+func (o *object) natural(name string, most uint64) uint64 {
+	n := o.integer(name)
+	if n < 0 || uint64(n) > most {
+		o.r.fault(o.path+name, n, fmt.Sprintf("0 to %d", most), "is out of range")
+		return 0
+	}
+	return uint64(n)
+}
+
+func (o *object) instant(name string) time.Time {
+	s, ok := field[string](o, name, "an instant such as 2006-01-02T15:04:05Z")
+	if !ok {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		o.r.fault(o.path+name, s, "such as 2006-01-02T15:04:05Z", fmt.Sprintf("%q is not an instant", clip(s)))
+	}
+	return t
 }
 
 func (o *object) sub(name string) *object {
@@ -254,34 +247,4 @@ func (o *object) list(name string) []*object {
 		subs = append(subs, &object{r: o.r, path: fmt.Sprintf("%s%s[%d].", o.path, name, i), m: m})
 	}
 	return subs
-}
-
-func (o *object) backend() Backend {
-	b := o.backendFields()
-	o.done()
-	return b
-}
-
-func (o *object) backendFields() Backend {
-	b := Backend{
-		Address: o.addr("address"), Port: o.integer("port"), State: BackendState(o.text("state")),
-		Forwarding: Forwarding(o.text("forwarding")), HealthCheck: o.check("health_check"),
-	}
-	if w, ok := o.number("weight"); ok {
-		b.Weight = &w
-	}
-	return b
-}
-
-func (o *object) check(name string) *HealthCheck {
-	c := o.sub(name)
-	if c == nil {
-		return nil
-	}
-	defer c.done()
-	return &HealthCheck{
-		Type: c.text("type"), Address: c.addr("address"), Port: c.integer("port"), Path: c.text("path"),
-		Host: c.text("host"), URL: c.text("url"), ExpectStatus: c.text("expect_status"), ExpectBody: c.text("expect_body"),
-		Interval: c.duration("interval"), Timeout: c.duration("timeout"), Rise: c.integer("rise"), Fall: c.integer("fall"),
-	}
 }

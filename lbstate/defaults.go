@@ -17,9 +17,7 @@ func (s Service) WithDefaults() Service {
 	if s.FWMark == 0 && s.Protocol == "" {
 		s.Protocol = TCP
 	}
-	if s.VIP.IsValid() {
-		s.VIP = s.VIP.Unmap()
-	}
+	s.VIP = s.VIP.Unmap()
 	if s.Scheduler == "" {
 		s.Scheduler = DefaultScheduler
 	}
@@ -29,6 +27,7 @@ func (s Service) WithDefaults() Service {
 	if s.SNAT == "" {
 		s.SNAT = SNATLocal
 	}
+	s.Tunnel = s.Tunnel.withDefaults()
 	if s.Persistence != nil {
 		p := *s.Persistence
 		if p.Timeout == 0 {
@@ -47,6 +46,17 @@ func (s Service) WithDefaults() Service {
 	slices.Sort(s.SchedulerFlags)
 	if len(s.SchedulerFlags) == 0 {
 		s.SchedulerFlags = nil
+	}
+	if s.SorryServer != nil {
+		sorry := *s.SorryServer
+		sorry.Address = sorry.Address.Unmap()
+		if sorry.Port == 0 {
+			sorry.Port = s.Port
+		}
+		if sorry.Forwarding == "" {
+			sorry.Forwarding = s.Forwarding
+		}
+		s.SorryServer = &sorry
 	}
 	backends := make([]Backend, len(s.Backends))
 	for i, b := range s.Backends {
@@ -71,17 +81,43 @@ func (b Backend) withDefaults(s Service) Backend {
 	if b.Forwarding == "" {
 		b.Forwarding = s.Forwarding
 	}
+	if b.Forwarding == Tunnel && b.Tunnel == nil {
+		b.Tunnel = s.Tunnel
+		if b.Tunnel == nil {
+			b.Tunnel = &TunnelOptions{}
+		}
+	}
+	b.Tunnel = b.Tunnel.withDefaults()
 	b.HealthCheck = b.HealthCheck.withDefaults()
+	b.DrainSince = time.Time{} // the state's to say
 	return b
 }
 
-func (c *HealthCheck) withDefaults() *HealthCheck {
-	if c == nil {
+func (t *TunnelOptions) withDefaults() *TunnelOptions {
+	if t == nil {
 		return nil
 	}
+	d := *t
+	if d.Type == "" {
+		d.Type = IPIP
+	}
+	if d.Checksum == "" {
+		d.Checksum = ChecksumNone
+	}
+	return &d
+}
+
+func (c *HealthCheck) withDefaults() *HealthCheck {
+	if c == nil || c.Use != "" {
+		return c
+	}
 	d := *c
+	d.Address = d.Address.Unmap()
 	if d.Interval == 0 {
 		d.Interval = Duration(2 * time.Second)
+	}
+	if d.DownInterval == 0 {
+		d.DownInterval = d.Interval
 	}
 	if d.Timeout == 0 {
 		d.Timeout = Duration(time.Second)
@@ -95,5 +131,22 @@ func (c *HealthCheck) withDefaults() *HealthCheck {
 	if d.Type == "http" && d.ExpectStatus == "" {
 		d.ExpectStatus = "200-299"
 	}
+	if d.Initial == "" {
+		d.Initial = InitialDown
+	}
 	return &d
+}
+
+func (p DirectorProfile) withDefaults() DirectorProfile {
+	if p.Guard != nil {
+		g := *p.Guard
+		if g.MaxServices == 0 {
+			g.MaxServices = 3
+		}
+		if g.MaxPercent == 0 {
+			g.MaxPercent = 50
+		}
+		p.Guard = &g
+	}
+	return p
 }

@@ -1,6 +1,9 @@
 package lbstate
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // DesiredService is what a director programs for one service: everything is
 // filled in, and each backend carries its effective weight.
@@ -22,11 +25,15 @@ type DesiredService struct {
 
 // DesiredBackend is one destination of a DesiredService.
 type DesiredBackend struct {
-	Address    netip.Addr
-	Port       uint16
-	Forwarding Forwarding
-	Weight     int // effective, 0 to 65535
-	Reason     Reason
+	Address        netip.Addr
+	Port           uint16
+	Forwarding     Forwarding
+	Tunnel         *TunnelOptions // set with Forwarding Tunnel, filled in
+	Weight         int            // effective, 0 to 65535
+	Reason         Reason
+	UpperThreshold int
+	LowerThreshold int
+	DrainUntil     time.Time // from then on the destination goes, with what connections it has; zero: never
 }
 
 // View is everything that one director should have in its kernel.
@@ -60,6 +67,7 @@ type BackendHealth struct {
 	State   HealthState `json:"state"`
 	Since   int64       `json:"since,omitempty"` // Unix milliseconds, by the reporting leader's clock
 	Message string      `json:"message,omitempty"`
+	Held    bool        `json:"held,omitempty"` // its check fails, but with so many others that it is not believed
 }
 
 // BackendStatus is a backend with what the state makes of it.
@@ -67,13 +75,19 @@ type BackendStatus struct {
 	Backend
 	EffectiveWeight int            `json:"effective_weight"`
 	Reason          Reason         `json:"reason"`
-	Health          *BackendHealth `json:"health,omitempty"` // nil: no check
+	DrainUntil      time.Time      `json:"drain_until,omitzero"` // zero: not draining, or without a deadline
+	Check           *HealthCheck   `json:"check,omitempty"`      // what holds for it, shared ones resolved; nil: no check
+	Health          *BackendHealth `json:"health,omitempty"`     // nil: no check
 }
 
 // ServiceStatus is a service with the effective state of its backends, in the
-// order of Service.Backends.
+// order of Service.Backends. What a Store returns is shared between its
+// callers: read it, do not change it.
 type ServiceStatus struct {
 	Service
 	Version  uint64          `json:"version"`
-	Backends []BackendStatus `json:"backends"` // shadows Service.Backends in JSON
+	InCharge bool            `json:"sorry_server_in_charge,omitempty"` // too few are healthy: the sorry server takes new connections
+	Backends []BackendStatus `json:"backends"`                         // shadows Service.Backends in JSON
+
+	encoded *encoded // nil: of nobody's making but the caller's
 }

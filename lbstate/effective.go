@@ -4,33 +4,44 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 )
 
-// DefaultWeight is a backend's weight when none is given.
+// DefaultWeight is a backend's weight when none is given, and a sorry server's.
 const DefaultWeight = 100
 
 // Effective is the one place that says which weight each backend has in the
 // kernel, and why. It is a pure function of a service with its defaults filled
-// in and of the stored health of its backends, by address:port; version is
-// carried along.
-func Effective(s Service, health map[string]BackendHealth, version uint64) ServiceStatus {
-	st := ServiceStatus{Service: s, Version: version, Backends: make([]BackendStatus, 0, len(s.Backends))}
+// in, of the shared checks that it uses, by name, and of the stored health of
+// its backends; version is carried along.
+func Effective(s Service, checks map[string]SharedCheck, health map[netip.AddrPort]BackendHealth, version uint64) ServiceStatus {
+	st := ServiceStatus{Service: s, Version: version, Backends: make([]BackendStatus, 0, len(s.Backends)), encoded: &encoded{}}
+	usable := 0
 	for _, b := range s.Backends {
-		bs := BackendStatus{Backend: b}
-		if s.check(b) != nil {
-			h, known := health[b.Key()]
+		bs := BackendStatus{Backend: b, Check: s.resolve(b, checks)}
+		if bs.Check != nil {
+			h, known := health[b.AddrPort()]
 			if !known {
 				h.State = Unknown
 			}
 			bs.Health = &h
 		}
-		bs.EffectiveWeight, bs.Reason = effectiveWeight(b, bs.Health)
+		bs.EffectiveWeight, bs.Reason = effectiveWeight(b, bs.Check, bs.Health)
+		if bs.EffectiveWeight > 0 {
+			usable++
+		}
+		if b.State == Drain && b.DrainTimeout > 0 && !b.DrainSince.IsZero() {
+			bs.DrainUntil = b.DrainSince.Add(time.Duration(b.DrainTimeout))
+		}
 		st.Backends = append(st.Backends, bs)
+	}
+	if usable < max(s.MinHealthy, 1) {
+		st.shortOfBackends()
 	}
 	return st
 }
 
-func effectiveWeight(b Backend, h *BackendHealth) (int, Reason) {
+func effectiveWeight(b Backend, c *HealthCheck, h *BackendHealth) (int, Reason) {
 	weight := b.weight()
 	switch {
 	case b.State == Disabled:
@@ -39,17 +50,43 @@ func effectiveWeight(b Backend, h *BackendHealth) (int, Reason) {
 		return 0, Draining
 	case h != nil && h.State == Down:
 		return 0, Unhealthy
-	case h != nil && h.State == Unknown:
+	case h != nil && h.State == Unknown && c.Initial != InitialUp:
 		return 0, NotYetUp
 	case weight == 0:
 		return 0, ZeroWeight
-	case h != nil:
-		return weight, Healthy
+	case h == nil:
+		return weight, InService
+	case h.State == Unknown:
+		return weight, AssumedUp
+	case h.Held:
+		return weight, Held
 	}
-	return weight, InService
+	return weight, Healthy
 }
 
-// Desired is what a director programs for a service.
+// shortOfBackends applies the service's rule for when too few are healthy.
+func (st *ServiceStatus) shortOfBackends() {
+	switch {
+	case st.FailOpen:
+		for i := range st.Backends {
+			b := &st.Backends[i]
+			if b.State == Active && b.EffectiveWeight == 0 && b.weight() > 0 {
+				b.EffectiveWeight, b.Reason = b.weight(), FailedOpen
+			}
+		}
+	case st.SorryServer != nil:
+		st.InCharge = true
+		for i := range st.Backends {
+			if b := &st.Backends[i]; b.EffectiveWeight > 0 {
+				b.EffectiveWeight, b.Reason = 0, Standing
+			}
+		}
+	}
+}
+
+// Desired is what a director programs for a service. Its slices and pointers
+// may be the service's own. The sorry server is one destination more; while it
+// is not in charge its weight is 0, so that what it was given may end in peace.
 func Desired(st ServiceStatus) DesiredService {
 	s := st.Service
 	d := DesiredService{
@@ -62,10 +99,25 @@ func Desired(st ServiceStatus) DesiredService {
 		if b.State == Disabled {
 			continue
 		}
-		d.Backends = append(d.Backends, DesiredBackend{
+		db := DesiredBackend{
 			Address: b.Address, Port: uint16(b.Port), Forwarding: b.Forwarding,
 			Weight: b.EffectiveWeight, Reason: b.Reason,
-		})
+			UpperThreshold: b.UpperThreshold, LowerThreshold: b.LowerThreshold, DrainUntil: b.DrainUntil,
+		}
+		if b.Forwarding == Tunnel {
+			db.Tunnel = b.Tunnel
+		}
+		d.Backends = append(d.Backends, db)
+	}
+	if sorry := s.SorryServer; sorry != nil {
+		db := DesiredBackend{Address: sorry.Address, Port: uint16(sorry.Port), Forwarding: sorry.Forwarding, Reason: StandingBy}
+		if st.InCharge {
+			db.Weight, db.Reason = DefaultWeight, Sorry
+		}
+		if sorry.Forwarding == Tunnel {
+			db.Tunnel = cmp.Or(s.Tunnel, &TunnelOptions{Type: IPIP, Checksum: ChecksumNone})
+		}
+		d.Backends = append(d.Backends, db)
 	}
 	slices.SortFunc(d.Backends, func(a, b DesiredBackend) int {
 		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port))
@@ -73,8 +125,8 @@ func Desired(st ServiceStatus) DesiredService {
 	return d
 }
 
-// Key is the backend's address and port, as paths and maps have it. The port
-// must have been filled in.
+// Key is the backend's address and port, as paths have it. The port must have
+// been filled in.
 func (b Backend) Key() string { return b.AddrPort().String() }
 
 // AddrPort is the backend's address and port.
@@ -88,14 +140,7 @@ func (b Backend) weight() int {
 }
 
 // Selects says whether an agent with these labels gets the service.
-func (s Service) Selects(labels map[string]string) bool {
-	for k, v := range s.Agents {
-		if got, ok := labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
-}
+func (s Service) Selects(labels map[string]string) bool { return satisfied(s.Agents, labels) }
 
 func (s Service) family() Family {
 	switch {
@@ -115,22 +160,37 @@ type ResolvedCheck struct {
 	Hash    uint64      // CheckHash of it; a transition carries it
 }
 
-// Checks returns the checks of a service's backends; none for backends that
-// are disabled or have no check.
-func (s Service) Checks() []ResolvedCheck {
+// Checks returns the checks of a service's backends, shared ones resolved; none
+// for backends that are disabled or have no check.
+func (st ServiceStatus) Checks() []ResolvedCheck {
 	var checks []ResolvedCheck
-	for _, b := range s.Backends {
-		if c := s.check(b); c != nil && b.State != Disabled {
-			checks = append(checks, ResolvedCheck{Service: s.Name, Backend: b.AddrPort(), Check: *c, Hash: CheckHash(*c, b.AddrPort())})
+	for _, b := range st.Backends {
+		if b.Check != nil && b.State != Disabled {
+			checks = append(checks, ResolvedCheck{Service: st.Name, Backend: b.AddrPort(), Check: *b.Check, Hash: CheckHash(*b.Check, b.AddrPort())})
 		}
 	}
 	return checks
 }
 
-// check returns the check of a backend: its own, else the service's, else nil.
-func (s Service) check(b Backend) *HealthCheck {
+// checkOf returns the check of a backend, as written: its own, else the
+// service's, else nil.
+func (s Service) checkOf(b Backend) *HealthCheck {
 	if b.HealthCheck != nil {
 		return b.HealthCheck
 	}
 	return s.HealthCheck
+}
+
+// resolve returns what is asked of a backend: its check, or the shared one that
+// this uses; nil where there is none.
+func (s Service) resolve(b Backend, shared map[string]SharedCheck) *HealthCheck {
+	c := s.checkOf(b)
+	if c == nil || c.Use == "" {
+		return c
+	}
+	named, ok := shared[c.Use]
+	if !ok {
+		return nil
+	}
+	return &named.Check
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// ErrNotFound says that a service or backend does not exist.
+// ErrNotFound says that an object, a backend or a revision does not exist.
 var ErrNotFound = errors.New("not found")
 
 // ConflictError says that a precondition did not hold: nothing was written.
@@ -28,6 +28,7 @@ func (e *ConflictError) Error() string {
 
 // Fault is one thing that is wrong with an object.
 type Fault struct {
+	Object  string `json:"object,omitempty"`  // "service/web", where there are several
 	Path    string `json:"path"`              // "backends[2].weight"
 	Found   string `json:"found,omitempty"`   // what stands there
 	Allowed string `json:"allowed,omitempty"` // what may stand there
@@ -35,7 +36,13 @@ type Fault struct {
 }
 
 func (f Fault) String() string {
-	s := f.Path + ": " + f.Reason
+	s := f.Reason
+	if f.Path != "" {
+		s = f.Path + ": " + s
+	}
+	if f.Object != "" {
+		s = f.Object + ": " + s
+	}
 	if f.Allowed != "" {
 		s += " (allowed: " + f.Allowed + ")"
 	}
@@ -65,8 +72,12 @@ func join(faults []Fault) string {
 // be applied. False leaves that unknown.
 func NotApplied(err error) bool {
 	var conflict *ConflictError
+	var stale *staleError
 	var invalid *ValidationError
-	if errors.Is(err, ErrNotFound) || errors.As(err, &conflict) || errors.As(err, &invalid) {
+	var syntax *SyntaxError
+	var reused *KeyReusedError
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrCompacted) || errors.As(err, &conflict) || errors.As(err, &stale) ||
+		errors.As(err, &invalid) || errors.As(err, &syntax) || errors.As(err, &reused) {
 		return true
 	}
 	var n interface{ NotApplied() bool }

@@ -3,20 +3,34 @@ package lbstate
 import (
 	"cmp"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
 
 // CheckHash identifies what a check asks of a backend. Intervals, rise and
-// fall are part of it: a verdict reached by other rules is another verdict.
+// fall are part of it: a verdict reached by other rules is another verdict. It
+// is the same on every node, and a field that a check does not use does not
+// move it.
 func CheckHash(c HealthCheck, backend netip.AddrPort) uint64 {
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%s|%+v", backend, c)
+	addr := backend.Addr().As16()
+	h.Write(addr[:])
+	h.Write(binary.BigEndian.AppendUint16(nil, backend.Port()))
+	// The message has neither maps nor unknown fields, so its encoding is
+	// deterministic; it fails for text that is not UTF-8 alone, which Validate
+	// refuses.
+	body, err := encode(c.proto())
+	if err != nil {
+		body = fmt.Appendf(nil, "%+v", c)
+	}
+	h.Write(body)
 	return h.Sum64()
 }
 
@@ -51,13 +65,22 @@ func (d DesiredService) Proto() *lbstatepb.DesiredService {
 		p.Persistence = &lbstatepb.Persistence{
 			TimeoutSeconds: uint32(time.Duration(d.Persistence.Timeout) / time.Second),
 			Prefix:         uint32(d.Persistence.Prefix),
+			Engine:         d.Persistence.Engine,
 		}
 	}
 	for _, b := range d.Backends {
-		p.Backends = append(p.Backends, &lbstatepb.DesiredBackend{
+		pb := &lbstatepb.DesiredBackend{
 			Address: b.Address.AsSlice(), Port: uint32(b.Port), Forwarding: string(b.Forwarding),
 			Weight: uint32(b.Weight), Reason: string(b.Reason),
-		})
+			UpperThreshold: uint32(b.UpperThreshold), LowerThreshold: uint32(b.LowerThreshold),
+		}
+		if b.Tunnel != nil {
+			pb.TunnelType, pb.TunnelPort, pb.TunnelChecksum = string(b.Tunnel.Type), uint32(b.Tunnel.Port), string(b.Tunnel.Checksum)
+		}
+		if !b.DrainUntil.IsZero() {
+			pb.DrainUntil = b.DrainUntil.UnixMilli()
+		}
+		p.Backends = append(p.Backends, pb)
 	}
 	return p
 }
@@ -96,7 +119,7 @@ func DesiredFromProto(p *lbstatepb.DesiredService) (DesiredService, error) {
 		if pp.GetPrefix() > 128 {
 			return fail("persistence.prefix", pp.GetPrefix())
 		}
-		d.Persistence = &Persistence{Timeout: Duration(time.Duration(pp.GetTimeoutSeconds()) * time.Second), Prefix: int(pp.GetPrefix())}
+		d.Persistence = &Persistence{Timeout: Duration(time.Duration(pp.GetTimeoutSeconds()) * time.Second), Prefix: int(pp.GetPrefix()), Engine: pp.GetEngine()}
 	}
 	for _, b := range p.GetBackends() {
 		addr, ok := netip.AddrFromSlice(b.GetAddress())
@@ -109,11 +132,64 @@ func DesiredFromProto(p *lbstatepb.DesiredService) (DesiredService, error) {
 			return fail("backend weight", b.GetWeight())
 		case !slices.Contains([]Forwarding{Masq, DR, Tunnel}, Forwarding(b.GetForwarding())):
 			return fail("backend forwarding", b.GetForwarding())
+		case b.GetUpperThreshold() > maxThreshold || b.GetLowerThreshold() > b.GetUpperThreshold():
+			return fail("backend thresholds", fmt.Sprintf("%d, %d", b.GetUpperThreshold(), b.GetLowerThreshold()))
+		case b.GetTunnelPort() > 65535:
+			return fail("backend tunnel port", b.GetTunnelPort())
 		}
-		d.Backends = append(d.Backends, DesiredBackend{
+		db := DesiredBackend{
 			Address: addr, Port: uint16(b.GetPort()), Forwarding: Forwarding(b.GetForwarding()),
 			Weight: int(b.GetWeight()), Reason: Reason(b.GetReason()),
-		})
+			UpperThreshold: int(b.GetUpperThreshold()), LowerThreshold: int(b.GetLowerThreshold()),
+		}
+		if db.Forwarding == Tunnel {
+			db.Tunnel = &TunnelOptions{Type: TunnelType(b.GetTunnelType()), Port: int(b.GetTunnelPort()), Checksum: TunnelChecksum(b.GetTunnelChecksum())}
+			switch {
+			case db.Tunnel.Type == "": // of a server that knew no options
+				db.Tunnel.Type, db.Tunnel.Checksum = IPIP, ChecksumNone
+			case !slices.Contains([]TunnelType{IPIP, GUE, GRE}, db.Tunnel.Type):
+				return fail("backend tunnel type", b.GetTunnelType())
+			}
+		}
+		if ms := b.GetDrainUntil(); ms != 0 {
+			db.DrainUntil = time.UnixMilli(ms).UTC()
+		}
+		d.Backends = append(d.Backends, db)
 	}
 	return d, nil
+}
+
+// encoded is a service in the forms in which it is sent, made once for all.
+type encoded struct {
+	desired, json once
+}
+
+type once struct {
+	sync.Once
+	data []byte
+	err  error
+}
+
+func (o *once) get(make func() ([]byte, error)) ([]byte, error) {
+	o.Do(func() { o.data, o.err = make() })
+	return o.data, o.err
+}
+
+// EncodedDesired returns Desired(st).Proto() in protobuf's wire format. What a
+// Store returned encodes it once for all who ask: do not change it.
+func (st ServiceStatus) EncodedDesired() ([]byte, error) {
+	body := func() ([]byte, error) { return encode(Desired(st).Proto()) }
+	if st.encoded == nil {
+		return body()
+	}
+	return st.encoded.desired.get(body)
+}
+
+// EncodedJSON returns the service as JSON, made once as EncodedDesired is.
+func (st ServiceStatus) EncodedJSON() (json.RawMessage, error) {
+	body := func() ([]byte, error) { return json.Marshal(st) }
+	if st.encoded == nil {
+		return body()
+	}
+	return st.encoded.json.get(body)
 }

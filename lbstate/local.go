@@ -25,7 +25,11 @@ type Local struct {
 // NewLocal opens the database in dir, which must exist, and makes state's
 // readers see it. The term is 1.
 func NewLocal(dir string, state *State) (*Local, error) {
-	db, err := bbolt.Open(filepath.Join(dir, "lbstate.db"), 0o600, &bbolt.Options{Timeout: time.Second})
+	return newLocal(dir, state, &bbolt.Options{Timeout: time.Second})
+}
+
+func newLocal(dir string, state *State, o *bbolt.Options) (*Local, error) {
+	db, err := bbolt.Open(filepath.Join(dir, "lbstate.db"), 0o600, o)
 	if err != nil {
 		return nil, fmt.Errorf("open the local state: %w", err)
 	}

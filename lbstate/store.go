@@ -4,31 +4,202 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
 
 // Store is one node's typed access to the state. Safe for concurrent use.
 type Store struct {
 	state      *State
 	replicator Replicator
+	now        func() time.Time
 }
 
 // NewStore returns a Store that reads and writes st through r.
-func NewStore(st *State, r Replicator) *Store { return &Store{state: st, replicator: r} }
+func NewStore(st *State, r Replicator) *Store {
+	return &Store{state: st, replicator: r, now: time.Now}
+}
 
 // WriteOptions go with every write.
 type WriteOptions struct {
-	Author     string  // who, for people
-	Reason     string  // why, for people
-	IfRevision *uint64 // the service's revision must be this; 0: it must not exist; nil: whatever it is
+	Author string // who, for people
+	Reason string // why, for people
+
+	// IfRevision is a precondition of a write of one object: its revision must
+	// be this; 0: it must not exist; nil: whatever it is. A transaction has one
+	// with each operation instead.
+	IfRevision *uint64
+
+	// Key makes a write idempotent: under a key that was used before, the same
+	// write has no effect, and returns what it did then. The last 10,000 keys
+	// are remembered (Settings.IdempotencyKeys). Empty: none.
+	Key string
 }
+
+// Limits of what goes with a write, in bytes.
+const (
+	maxAuthor  = 256
+	maxReason  = 2048
+	maxKey     = 128
+	maxMessage = 512 // of a transition
+)
 
 // ReadOptions go with every read.
 type ReadOptions struct {
 	Stale bool // answer from what this node has, which may lag
+}
+
+// propose replicates a command, which it completes.
+func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lbstatepb.Command) (BatchResult, error) {
+	var f faults
+	f.text("author", o.Author, maxAuthor)
+	f.text("reason", o.Reason, maxReason)
+	f.text("key", o.Key, maxKey)
+	if err := f.err(); err != nil {
+		return BatchResult{}, err
+	}
+	c.Version = CommandVersion
+	c.Author, c.Reason, c.Key = o.Author, o.Reason, o.Key
+	c.At = st.now().UnixMilli()
+	if o.Key != "" {
+		asked, err := json.Marshal(request)
+		if err != nil {
+			return BatchResult{}, err
+		}
+		h := fnv.New64a()
+		h.Write(asked)
+		c.Request = h.Sum64()
+	}
+	data, err := encode(c)
+	if err != nil {
+		return BatchResult{}, err
+	}
+	if len(data) > MaxCommandBytes {
+		return BatchResult{}, &ValidationError{[]Fault{{Found: fmt.Sprintf("%d bytes", len(data)), Allowed: fmt.Sprintf("at most %d", MaxCommandBytes), Reason: "the change is too large: divide it"}}}
+	}
+	result, _, err := st.replicator.Propose(ctx, data)
+	if err != nil {
+		return BatchResult{}, err
+	}
+	switch r := result.(type) {
+	case BatchResult:
+		return r, nil
+	case error:
+		return BatchResult{}, r
+	}
+	return BatchResult{}, fmt.Errorf("the state machine returned a %T", result)
+}
+
+func (st *Store) read(ctx context.Context, o ReadOptions, fn func(*reader) error) error {
+	_, gen := st.state.next()
+	in := func(tx *bbolt.Tx) error {
+		r := &reader{view: openView(tx), cache: &st.state.cache, restores: gen.restores}
+		var err error
+		if r.counters, err = r.numbers(); err != nil {
+			return err
+		}
+		return fn(r)
+	}
+	if o.Stale {
+		return st.replicator.ReadStale(in)
+	}
+	return st.replicator.Read(ctx, in)
+}
+
+// Services returns every service, by name, and the revision that they show.
+func (st *Store) Services(ctx context.Context, o ReadOptions) (services []ServiceStatus, revision uint64, err error) {
+	err = st.read(ctx, o, func(r *reader) (err error) {
+		revision = r.revision
+		services, err = r.services()
+		return err
+	})
+	return services, revision, err
+}
+
+// Service returns one service, or ErrNotFound.
+func (st *Store) Service(ctx context.Context, name string, o ReadOptions) (ServiceStatus, error) {
+	var s ServiceStatus
+	err := st.read(ctx, o, func(r *reader) error {
+		found, err := r.status(name)
+		switch {
+		case err != nil:
+			return err
+		case found == nil:
+			return fmt.Errorf("service %s: %w", clip(name), ErrNotFound)
+		}
+		s = *found
+		return nil
+	})
+	return s, err
+}
+
+// Object returns one object, or ErrNotFound.
+func (st *Store) Object(ctx context.Context, ref Ref, o ReadOptions) (Object, error) {
+	var obj Object
+	err := st.read(ctx, o, func(r *reader) error {
+		rec, ok, err := r.record(ref)
+		if err == nil && !ok {
+			return fmt.Errorf("%s: %w", clip(ref.path()), ErrNotFound)
+		}
+		obj = rec.Object
+		return err
+	})
+	return obj, err
+}
+
+// Objects returns every object of a kind, by name, and the state's revision.
+func (st *Store) Objects(ctx context.Context, kind Kind, o ReadOptions) (objects []Object, revision uint64, err error) {
+	if !slices.Contains(kinds, kind) {
+		return nil, 0, unknownKind(kind)
+	}
+	err = st.read(ctx, o, func(r *reader) error {
+		revision = r.revision
+		return r.each(kind, nil, func(rec record) error {
+			objects = append(objects, rec.Object)
+			return nil
+		})
+	})
+	return objects, revision, err
+}
+
+// Settings returns the state's settings, defaults filled in.
+func (st *Store) Settings(ctx context.Context, o ReadOptions) (s Settings, err error) {
+	err = st.read(ctx, o, func(r *reader) (err error) {
+		s, err = r.settings()
+		return err
+	})
+	return s, err
+}
+
+// ProfileFor returns the profile of an agent with these labels; ok is false
+// where none selects it.
+func (st *Store) ProfileFor(ctx context.Context, labels map[string]string, o ReadOptions) (p DirectorProfile, ok bool, err error) {
+	err = st.read(ctx, o, func(r *reader) error {
+		return r.each(KindProfile, nil, func(rec record) error {
+			if q := *rec.Profile; q.Selects(labels) && (!ok || q.before(p)) {
+				p, ok = q, true
+			}
+			return nil
+		})
+	})
+	return p, ok, err
+}
+
+// Revision returns the state's revision.
+func (st *Store) Revision(ctx context.Context, o ReadOptions) (revision uint64, err error) {
+	err = st.read(ctx, o, func(r *reader) error {
+		revision = r.revision
+		return nil
+	})
+	return revision, err
 }
 
 // HealthTransition reports that a backend's health has changed.
@@ -38,66 +209,9 @@ type HealthTransition struct {
 	CheckHash uint64 // of the check that was run
 	Term      uint64 // the leadership term in which it was run
 	To        HealthState
+	Held      bool // with To up: its check fails, but with so many others that it is not believed
 	At        time.Time
-	Message   string
-}
-
-// maxMessage bounds what a transition says, in bytes.
-const maxMessage = 512
-
-// PutService creates or replaces a service. Missing fields get their defaults;
-// a Revision in s that is not zero is a precondition like o.IfRevision.
-//
-// Errors: *ValidationError with every fault, *ConflictError, or the
-// replicator's; see NotApplied.
-func (st *Store) PutService(ctx context.Context, s Service, o WriteOptions) (WriteResult, error) {
-	if s.Revision != 0 && o.IfRevision == nil {
-		o.IfRevision = &s.Revision
-	}
-	s = s.WithDefaults()
-	if err := s.Validate(); err != nil {
-		return WriteResult{}, err
-	}
-	if err := st.conflicts(s); err != nil {
-		return WriteResult{}, err
-	}
-	warnings := s.Warnings()
-	s.Revision = 0
-	res, err := st.propose(ctx, o, command{PutService: &s})
-	res.Warnings = warnings
-	return res, err
-}
-
-// DeleteService removes a service and the health of its backends.
-func (st *Store) DeleteService(ctx context.Context, name string, o WriteOptions) (WriteResult, error) {
-	if name == "" {
-		return WriteResult{}, fmt.Errorf("service %q: %w", name, ErrNotFound)
-	}
-	return st.propose(ctx, o, command{DeleteService: name})
-}
-
-// PutBackend adds a backend to a service or replaces the one of its address
-// and port.
-func (st *Store) PutBackend(ctx context.Context, service string, b Backend, o WriteOptions) (WriteResult, error) {
-	current, err := st.Service(ctx, service, ReadOptions{})
-	if err != nil {
-		return WriteResult{}, err
-	}
-	b = b.withDefaults(current.Service)
-	probe := current.Service
-	probe.Backends = []Backend{b}
-	if err := probe.Validate(); err != nil {
-		return WriteResult{}, err
-	}
-	if err := st.conflicts(probe); err != nil {
-		return WriteResult{}, err
-	}
-	return st.propose(ctx, o, command{PutBackend: &putBackend{Service: service, Backend: b}})
-}
-
-// DeleteBackend removes a backend from a service.
-func (st *Store) DeleteBackend(ctx context.Context, service string, backend netip.AddrPort, o WriteOptions) (WriteResult, error) {
-	return st.propose(ctx, o, command{DeleteBackend: &deleteBackend{Service: service, Backend: backend.String()}})
+	Message   string // cut at 512 bytes
 }
 
 // ReportHealth stores transitions. It is idempotent: a batch whose outcome was
@@ -106,94 +220,28 @@ func (st *Store) ReportHealth(ctx context.Context, transitions []HealthTransitio
 	if len(transitions) == 0 {
 		return nil
 	}
-	reports := make([]healthReport, len(transitions))
-	for i, t := range transitions {
-		if t.To != Up && t.To != Down {
-			return fmt.Errorf("transition of %s of service %s: to %q, not up or down", t.Backend, t.Service, t.To)
+	report := &lbstatepb.HealthReport{}
+	for _, t := range transitions {
+		if t.To != Up && (t.To != Down || t.Held) {
+			return &ValidationError{[]Fault{{Object: Ref{KindService, t.Service}.String(), Path: "to", Found: clip(t.To), Allowed: "up, down", Reason: fmt.Sprintf("is not what backend %s can have become", t.Backend)}}}
 		}
-		reports[i] = healthReport{
-			Service: t.Service, Backend: t.Backend.String(), CheckHash: t.CheckHash, Term: t.Term,
-			To: t.To, At: t.At.UnixMilli(), Message: t.Message[:min(len(t.Message), maxMessage)],
-		}
+		report.Transitions = append(report.Transitions, &lbstatepb.HealthTransition{
+			Service: t.Service, Address: t.Backend.Addr().Unmap().AsSlice(), Port: uint32(t.Backend.Port()),
+			CheckHash: t.CheckHash, Term: t.Term, To: string(t.To), At: t.At.UnixMilli(), Message: cut(t.Message, maxMessage), Held: t.Held,
+		})
 	}
-	_, err := st.propose(ctx, WriteOptions{}, command{ReportHealth: reports})
+	_, err := st.propose(ctx, WriteOptions{}, nil, &lbstatepb.Command{Kind: &lbstatepb.Command_Health{Health: report}})
 	return err
 }
 
-// conflicts refuses early what Apply would refuse, with the state of this node.
-func (st *Store) conflicts(s Service) error {
-	return st.replicator.ReadStale(func(tx *bbolt.Tx) error {
-		if faults := openView(tx).conflicts(s); len(faults) > 0 {
-			return &ValidationError{faults}
-		}
-		return nil
-	})
-}
-
-func (st *Store) propose(ctx context.Context, o WriteOptions, c command) (WriteResult, error) {
-	c.Version = commandVersion
-	c.Author, c.Reason, c.IfRevision = o.Author, o.Reason, o.IfRevision
-	c.At = time.Now().UnixMilli()
-	data, err := json.Marshal(c)
-	if err != nil {
-		return WriteResult{}, err
+// cut shortens a text to whole characters within a number of bytes.
+func cut(text string, most int) string {
+	text = strings.ToValidUTF8(text, "\uFFFD")
+	if len(text) <= most {
+		return text
 	}
-	if len(data) > maxCommandBytes {
-		return WriteResult{}, &ValidationError{[]Fault{{Path: "", Found: fmt.Sprintf("%d bytes", len(data)), Allowed: fmt.Sprintf("at most %d", maxCommandBytes), Reason: "the change is too large"}}}
+	for most > 0 && !utf8.RuneStart(text[most]) {
+		most--
 	}
-	result, _, err := st.replicator.Propose(ctx, data)
-	if err != nil {
-		return WriteResult{}, err
-	}
-	switch r := result.(type) {
-	case WriteResult:
-		return r, nil
-	case error:
-		return WriteResult{}, r
-	}
-	return WriteResult{}, fmt.Errorf("the state machine returned a %T", result)
-}
-
-func (st *Store) read(ctx context.Context, o ReadOptions, fn func(view) error) error {
-	in := func(tx *bbolt.Tx) error { return fn(openView(tx)) }
-	if o.Stale {
-		return st.replicator.ReadStale(in)
-	}
-	return st.replicator.Read(ctx, in)
-}
-
-// Services returns every service, by name, and the revision that they show.
-func (st *Store) Services(ctx context.Context, o ReadOptions) (services []ServiceStatus, revision uint64, err error) {
-	err = st.read(ctx, o, func(v view) error {
-		services, revision = []ServiceStatus{}, v.revision()
-		return v.each(func(s ServiceStatus) error {
-			services = append(services, s)
-			return nil
-		})
-	})
-	return services, revision, err
-}
-
-// Service returns one service, or ErrNotFound.
-func (st *Store) Service(ctx context.Context, name string, o ReadOptions) (ServiceStatus, error) {
-	var s ServiceStatus
-	err := st.read(ctx, o, func(v view) error {
-		var ok bool
-		var err error
-		if s, ok, err = v.status(name); err == nil && !ok {
-			return fmt.Errorf("service %s: %w", name, ErrNotFound)
-		}
-		return err
-	})
-	return s, err
-}
-
-// Revision returns the state's revision.
-func (st *Store) Revision(ctx context.Context, o ReadOptions) (uint64, error) {
-	var revision uint64
-	err := st.read(ctx, o, func(v view) error {
-		revision = v.revision()
-		return nil
-	})
-	return revision, err
+	return text[:most]
 }

@@ -1,31 +1,35 @@
 package lbstate
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
-	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
-// Limits of one service.
+// Limits of one object.
 const (
-	maxName     = 63
-	maxLabels   = 32
-	maxLabel    = 128
-	maxBackends = 1024
-	maxWeight   = 65535 // of one backend
-	maxRegexp   = 1024
-	maxText     = 2048 // URL, path
-	maxCheck    = time.Hour
+	maxName       = 63
+	maxLabels     = 32
+	maxLabel      = 128 // bytes of a key, and of a value
+	maxNotes      = 4096
+	maxBackends   = 1024
+	maxWeight     = 65535 // of one backend
+	maxThreshold  = 1<<31 - 1
+	maxPersistent = 31 * 24 * time.Hour // the kernel keeps it in jiffies, in 32 bits
+	maxDrain      = 31 * 24 * time.Hour
 )
 
 var (
-	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$`)
-	// Schedulers of Linux 6.1, with the flags that each knows
+	nameForm    = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$`)
+	nameAllowed = fmt.Sprintf("1 to %d of a-z 0-9 . _ -, first and last a letter or digit", maxName)
+
+	// Schedulers of Linux, with the flags that each knows
 	// (net/netfilter/ipvs: ip_vs_sh.c, ip_vs_mh.c).
 	schedulers = map[string][]string{
 		"rr": nil, "wrr": nil, "lc": nil, "wlc": nil, "lblc": nil, "lblcr": nil, "dh": nil,
@@ -34,11 +38,13 @@ var (
 	}
 )
 
+func validName(name string) bool { return len(name) <= maxName && nameForm.MatchString(name) }
+
 // faults collects what is wrong.
 type faults []Fault
 
 func (f *faults) add(path string, found any, allowed, reason string) {
-	*f = append(*f, Fault{Path: path, Found: fmt.Sprint(found), Allowed: allowed, Reason: reason})
+	*f = append(*f, Fault{Path: path, Found: clip(found), Allowed: allowed, Reason: reason})
 }
 
 func (f *faults) between(path string, v, lo, hi int) {
@@ -51,14 +57,72 @@ func (f *faults) between(path string, v, lo, hi int) {
 	}
 }
 
+func (f *faults) lasts(path string, d Duration, lo, hi time.Duration) {
+	if v := time.Duration(d); v < lo || v > hi {
+		f.add(path, v, fmt.Sprintf("%v to %v", lo, hi), fmt.Sprintf("%v is out of range", v))
+	}
+}
+
+func (f *faults) name(path, name string) {
+	if !validName(name) {
+		f.add(path, name, nameAllowed, fmt.Sprintf("%q is not a name", clip(name)))
+	}
+}
+
+func (f *faults) text(path, text string, most int) {
+	switch {
+	case len(text) > most:
+		f.add(path, fmt.Sprintf("%d bytes", len(text)), fmt.Sprintf("at most %d bytes", most), "is too long")
+	case !utf8.ValidString(text):
+		f.add(path, text, "UTF-8", "is not UTF-8")
+	}
+}
+
+func (f *faults) labels(path string, m map[string]string) {
+	if len(m) > maxLabels {
+		f.add(path, len(m), fmt.Sprintf("at most %d", maxLabels), "there are too many")
+	}
+	for k, v := range m {
+		if k == "" {
+			f.add(path, v, "a key", "has a label without a key")
+		}
+		f.text(path+"."+clip(k), k, maxLabel)
+		f.text(path+"."+clip(k), v, maxLabel)
+	}
+}
+
 func oneOf[T ~string](f *faults, path string, v T, allowed ...T) {
 	if !slices.Contains(allowed, v) {
 		words := make([]string, len(allowed))
 		for i, a := range allowed {
 			words[i] = string(a)
 		}
-		f.add(path, v, strings.Join(words, ", "), fmt.Sprintf("%q is not known", v))
+		f.add(path, v, strings.Join(words, ", "), fmt.Sprintf("%q is not known", clip(v)))
 	}
+}
+
+// err is the error that carries the faults, by path; nil where there are none.
+func (f faults) err() error {
+	if len(f) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(f, func(a, b Fault) int { return cmp.Compare(a.Path, b.Path) })
+	return &ValidationError{f}
+}
+
+// validate names every fault of an object whose defaults are filled in.
+func (o Object) validate() error {
+	switch {
+	case o.Service != nil:
+		return o.Service.Validate()
+	case o.Check != nil:
+		return o.Check.Validate()
+	case o.Profile != nil:
+		return o.Profile.Validate()
+	case o.Settings != nil:
+		return o.Settings.Validate()
+	}
+	return &ValidationError{[]Fault{{Reason: "there is no object"}}}
 }
 
 // Validate names every fault of a service whose defaults are filled in, in a
@@ -66,45 +130,44 @@ func oneOf[T ~string](f *faults, path string, v T, allowed ...T) {
 // the kernel would take it (docs/kernel.md).
 func (s Service) Validate() error {
 	var f faults
-	if len(s.Name) > maxName || !nameForm.MatchString(s.Name) {
-		f.add("name", s.Name, fmt.Sprintf("1 to %d of a-z 0-9 . _ -, first and last a letter or digit", maxName), fmt.Sprintf("%q is not a name", s.Name))
-	}
-	labels(&f, "labels", s.Labels)
-	labels(&f, "agents", s.Agents)
+	f.name("name", s.Name)
+	f.labels("labels", s.Labels)
+	f.labels("agents", s.Agents)
+	f.text("notes", s.Notes, maxNotes)
 	s.listener(&f)
 	s.scheduling(&f)
+	s.persistence(&f)
 	oneOf(&f, "forwarding", s.Forwarding, Masq, DR, Tunnel)
 	oneOf(&f, "snat", s.SNAT, SNATLocal, SNATAll, SNATOff)
 	s.HealthCheck.validate(&f, "health_check")
 	if len(s.Backends) > maxBackends {
-		f.add("backends", len(s.Backends), fmt.Sprintf("at most %d", maxBackends), "too many")
+		f.add("backends", len(s.Backends), fmt.Sprintf("at most %d", maxBackends), "there are too many")
 	}
 	first := map[netip.AddrPort]int{}
+	tunnels := s.Forwarding == Tunnel
 	for i, b := range s.Backends {
 		path := fmt.Sprintf("backends[%d]", i)
 		b.validate(&f, path, s)
+		tunnels = tunnels || b.Forwarding == Tunnel
 		if j, twice := first[b.AddrPort()]; twice {
 			f.add(path, b.Key(), "", fmt.Sprintf("is the same address and port as backends[%d]", j))
 		} else {
 			first[b.AddrPort()] = i
 		}
 	}
-	if len(f) > 0 {
-		slices.SortStableFunc(f, func(a, b Fault) int { return strings.Compare(a.Path, b.Path) })
-		return &ValidationError{f}
-	}
-	return nil
-}
-
-func labels(f *faults, path string, m map[string]string) {
-	if len(m) > maxLabels {
-		f.add(path, len(m), fmt.Sprintf("at most %d", maxLabels), "too many")
-	}
-	for k, v := range m {
-		if k == "" || len(k) > maxLabel || len(v) > maxLabel {
-			f.add(path+"."+k, v, fmt.Sprintf("key of 1 to %d bytes, value of at most %d", maxLabel, maxLabel), "too long or empty")
+	f.between("min_healthy", s.MinHealthy, 0, maxBackends)
+	if sorry := s.SorryServer; sorry != nil {
+		tunnels = tunnels || sorry.Forwarding == Tunnel
+		s.target(&f, "sorry_server", sorry.Address, sorry.Port, sorry.Forwarding)
+		if i, ok := first[netip.AddrPortFrom(sorry.Address, uint16(sorry.Port))]; ok {
+			f.add("sorry_server", sorry.Address, "", fmt.Sprintf("is the same address and port as backends[%d]", i))
+		}
+		if s.FailOpen {
+			f.add("fail_open", true, "fail_open or sorry_server", "excludes a sorry server: only one of them can take over")
 		}
 	}
+	s.Tunnel.validate(&f, "tunnel", tunnels)
+	return f.err()
 }
 
 func (s Service) listener(f *faults) {
@@ -114,6 +177,9 @@ func (s Service) listener(f *faults) {
 			if set {
 				f.add(path, "", "", "does not go with fwmark: the mark is the listener")
 			}
+		}
+		if s.OnePacket {
+			f.add("one_packet", true, "", "is for udp alone, and a mark may carry any protocol")
 		}
 		return
 	}
@@ -173,147 +239,127 @@ func (s Service) scheduling(f *faults) {
 			f.add(path, flag, "", "stands twice")
 		}
 	}
-	if p := s.Persistence; p != nil {
-		t := time.Duration(p.Timeout)
-		if t < time.Second || t > 31*24*time.Hour || t%time.Second != 0 {
-			f.add("persistence.timeout", t, "whole seconds, 1s to 744h", fmt.Sprintf("%v is not allowed", t))
-		}
-		bits := 32
-		if s.family() == IPv6 {
-			bits = 128
-		}
-		f.between("persistence.prefix", p.Prefix, 1, bits)
+}
+
+func (s Service) persistence(f *faults) {
+	p := s.Persistence
+	if p == nil {
+		return
+	}
+	if t := time.Duration(p.Timeout); t < time.Second || t > maxPersistent || t%time.Second != 0 {
+		f.add("persistence.timeout", t, "whole seconds, 1s to 744h", fmt.Sprintf("%v is not allowed", t))
+	}
+	bits := 32
+	if s.family() == IPv6 {
+		bits = 128
+	}
+	f.between("persistence.prefix", p.Prefix, 1, bits)
+	switch {
+	case p.Engine != "" && p.Engine != "sip":
+		f.add("persistence.engine", p.Engine, "sip", fmt.Sprintf("%q is not an engine of the kernel", clip(p.Engine)))
+	case p.Engine == "sip" && s.Protocol != UDP:
+		f.add("persistence.engine", p.Engine, "", "is for udp alone: the kernel reads the Call-ID of SIP over UDP")
 	}
 }
 
 func (b Backend) validate(f *faults, path string, s Service) {
-	if !b.Address.IsValid() {
-		f.add(path+".address", "", "an IPv4 or IPv6 address", "is missing")
-	} else {
-		if why := unusable(b.Address); why != "" {
-			f.add(path+".address", b.Address, "a unicast address", why)
-		}
-		if b.Address == s.VIP {
-			f.add(path+".address", b.Address, "", "is the service's own VIP")
-		}
-		if b.Address.Is4() != (s.family() == IPv4) && b.Forwarding != Tunnel && (s.VIP.IsValid() || s.FWMark != 0) {
-			f.add(path+".address", b.Address, string(s.family()), "another family than the service's needs forwarding: tunnel")
-		}
-	}
-	f.between(path+".port", b.Port, 0, 65535)
-	switch {
-	case b.Port == 0 && s.Port != 0:
-		f.add(path+".port", 0, "1 to 65535", "is missing")
-	case b.Port != s.Port && s.FWMark == 0 && (b.Forwarding == DR || b.Forwarding == Tunnel):
-		f.add(path+".port", b.Port, strconv.Itoa(s.Port), "forwarding "+string(b.Forwarding)+" cannot change the port")
-	}
+	s.target(f, path, b.Address, b.Port, b.Forwarding)
 	f.between(path+".weight", b.weight(), 0, maxWeight)
 	oneOf(f, path+".state", b.State, Active, Drain, Disabled)
-	oneOf(f, path+".forwarding", b.Forwarding, Masq, DR, Tunnel)
+	f.lasts(path+".drain_timeout", b.DrainTimeout, 0, maxDrain)
+	f.between(path+".upper_threshold", b.UpperThreshold, 0, maxThreshold)
+	f.between(path+".lower_threshold", b.LowerThreshold, 0, maxThreshold)
+	if b.LowerThreshold > b.UpperThreshold {
+		f.add(path+".lower_threshold", b.LowerThreshold, fmt.Sprintf("0 to %d", max(b.UpperThreshold, 0)), "is above the upper threshold")
+	}
+	b.Tunnel.validate(f, path+".tunnel", b.Forwarding == Tunnel)
 	b.HealthCheck.validate(f, path+".health_check")
+	f.text(path+".notes", b.Notes, maxNotes)
 }
 
-func (c *HealthCheck) validate(f *faults, path string) {
-	if c == nil {
+// target checks where connections are sent to.
+func (s Service) target(f *faults, path string, addr netip.Addr, port int, forwarding Forwarding) {
+	if !addr.IsValid() {
+		f.add(path+".address", "", "an IPv4 or IPv6 address", "is missing")
+	} else {
+		if why := unusable(addr); why != "" {
+			f.add(path+".address", addr, "a unicast address", why)
+		}
+		if addr == s.VIP {
+			f.add(path+".address", addr, "", "is the service's own VIP")
+		}
+		if addr.Is4() != (s.family() == IPv4) && forwarding != Tunnel && (s.VIP.IsValid() || s.FWMark != 0) {
+			f.add(path+".address", addr, string(s.family()), "another family than the service's needs forwarding: tunnel")
+		}
+	}
+	f.between(path+".port", port, 0, 65535)
+	switch {
+	case port == 0 && s.Port != 0:
+		f.add(path+".port", 0, "1 to 65535", "is missing")
+	case port != s.Port && s.FWMark == 0 && (forwarding == DR || forwarding == Tunnel):
+		f.add(path+".port", port, strconv.Itoa(s.Port), "forwarding "+string(forwarding)+" cannot change the port")
+	}
+	oneOf(f, path+".forwarding", forwarding, Masq, DR, Tunnel)
+}
+
+func (t *TunnelOptions) validate(f *faults, path string, used bool) {
+	if t == nil {
 		return
 	}
-	for name, d := range map[string]Duration{"interval": c.Interval, "timeout": c.Timeout} {
-		if v := time.Duration(d); v < 10*time.Millisecond || v > maxCheck {
-			f.add(path+"."+name, v, "10ms to 1h", fmt.Sprintf("%v is out of range", v))
-		}
+	if !used {
+		f.add(path, "", "", "goes with forwarding: tunnel alone")
 	}
-	f.between(path+".rise", c.Rise, 1, 100)
-	f.between(path+".fall", c.Fall, 1, 100)
-	f.between(path+".port", c.Port, 0, 65535)
-	only := func(name string, set bool, kind string) {
-		if set && c.Type != kind {
-			f.add(path+"."+name, "", "", "goes with type "+kind+" alone")
-		}
+	oneOf(f, path+".type", t.Type, IPIP, GUE, GRE)
+	if t.Type == GUE {
+		f.between(path+".port", t.Port, 1, 65535)
+	} else if t.Port != 0 {
+		f.add(path+".port", t.Port, "", "goes with type gue alone")
 	}
-	only("address", c.Address.IsValid(), "tcp")
-	only("path", c.Path != "", "http")
-	only("host", c.Host != "", "http")
-	only("url", c.URL != "", "http")
-	only("expect_status", c.ExpectStatus != "", "http")
-	only("expect_body", c.ExpectBody != "", "http")
-	switch c.Type {
-	case "tcp":
-	case "http":
-		c.validateHTTP(f, path)
+	switch t.Type {
+	case GUE:
+		oneOf(f, path+".checksum", t.Checksum, ChecksumNone, ChecksumOn, ChecksumRemote)
+	case GRE:
+		oneOf(f, path+".checksum", t.Checksum, ChecksumNone, ChecksumOn)
 	default:
-		f.add(path+".type", c.Type, "tcp, http", fmt.Sprintf("%q is not known", c.Type))
+		oneOf(f, path+".checksum", t.Checksum, ChecksumNone)
 	}
 }
 
-func (c *HealthCheck) validateHTTP(f *faults, path string) {
+// warnings names what is allowed but probably not meant.
+func (o Object) warnings() []Fault {
 	switch {
-	case c.Path == "" && c.URL == "":
-		f.add(path, "", "path or url", "an http check needs one of them")
-	case c.Path != "" && c.URL != "":
-		f.add(path+".url", c.URL, "path or url", "only one of them may be given")
-	case c.URL != "":
-		u, err := url.Parse(c.URL)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || len(c.URL) > maxText {
-			f.add(path+".url", c.URL, "http://… or https://…", "is not an absolute URL")
-		}
-		if c.Port != 0 || c.Host != "" {
-			f.add(path+".url", c.URL, "", "port and host go with path; a url has its own")
-		}
-	default:
-		if _, err := url.ParseRequestURI(c.Path); err != nil || !strings.HasPrefix(c.Path, "/") || len(c.Path) > maxText {
-			f.add(path+".path", c.Path, "starts with /", "is not a path")
-		}
-		if strings.ContainsAny(c.Host, " /\r\n\t") || len(c.Host) > 255 {
-			f.add(path+".host", c.Host, "a host name", "is not a host")
-		}
+	case o.Service != nil:
+		return o.Service.Warnings()
+	case o.Check != nil:
+		var f faults
+		f.slow("check", &o.Check.Check)
+		return f
+	case o.Profile != nil:
+		return o.Profile.Warnings()
 	}
-	if _, err := ParseStatusRanges(c.ExpectStatus); err != nil {
-		f.add(path+".expect_status", c.ExpectStatus, `such as "200-299" or "200,204"`, err.Error())
-	}
-	if len(c.ExpectBody) > maxRegexp {
-		f.add(path+".expect_body", fmt.Sprintf("%d bytes", len(c.ExpectBody)), fmt.Sprintf("at most %d", maxRegexp), "is too long")
-	} else if _, err := regexp.Compile(c.ExpectBody); err != nil {
-		f.add(path+".expect_body", c.ExpectBody, "a regular expression (RE2)", err.Error())
-	}
-}
-
-// ParseStatusRanges reads "200-299,304" into pairs of lowest and highest.
-func ParseStatusRanges(text string) ([][2]int, error) {
-	var ranges [][2]int
-	for part := range strings.SplitSeq(text, ",") {
-		lo, hi, isRange := strings.Cut(strings.TrimSpace(part), "-")
-		a, err := strconv.Atoi(lo)
-		b := a
-		if err == nil && isRange {
-			b, err = strconv.Atoi(hi)
-		}
-		if err != nil || a < 100 || b > 599 || a > b {
-			return nil, fmt.Errorf("%q is not a status from 100 to 599, nor a range of them", part)
-		}
-		ranges = append(ranges, [2]int{a, b})
-	}
-	return ranges, nil
+	return nil
 }
 
 // Warnings names what is allowed but probably not meant.
 func (s Service) Warnings() []Fault {
 	var f faults
-	positive := false
-	warn := func(path string, c *HealthCheck) {
-		if c != nil && c.Timeout > c.Interval {
-			f.add(path+".timeout", time.Duration(c.Timeout), "", fmt.Sprintf("is longer than the interval, %v: a check that times out delays the next", time.Duration(c.Interval)))
-		}
-	}
-	warn("health_check", s.HealthCheck)
+	weighty := 0
+	f.slow("health_check", s.HealthCheck)
 	for i, b := range s.Backends {
-		positive = positive || (b.weight() > 0 && b.State == Active)
-		warn(fmt.Sprintf("backends[%d].health_check", i), b.HealthCheck)
+		if b.weight() > 0 && b.State == Active {
+			weighty++
+		}
+		f.slow(fmt.Sprintf("backends[%d].health_check", i), b.HealthCheck)
 	}
 	switch {
 	case len(s.Backends) == 0:
 		f.add("backends", "none", "", "there is no backend: connections are refused")
-	case !positive:
+	case weighty == 0:
 		f.add("backends", "", "", "no backend is active with a weight above 0: connections are refused")
+	case s.MinHealthy > weighty:
+		f.add("min_healthy", s.MinHealthy, fmt.Sprintf("at most %d", weighty), "there are never so many: the rule for too few healthy backends always holds")
+	case s.MinHealthy > 1 && !s.FailOpen && s.SorryServer == nil:
+		f.add("min_healthy", s.MinHealthy, "", "does nothing without fail_open or sorry_server")
 	}
 	return f
 }

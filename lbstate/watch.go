@@ -24,6 +24,7 @@ type WatchOptions struct {
 
 // Update is what a Watcher saw change. A full update carries every service; a
 // delta those that changed after Since, and the names of those that are gone.
+// It may be shared with other watchers: read it, do not change it.
 type Update struct {
 	Full     bool
 	Since    uint64 // 0 in a full update that does not continue a known revision
@@ -38,6 +39,7 @@ type Watcher struct {
 	store   *Store
 	opts    WatchOptions
 	at      uint64
+	gen     generation
 	started bool
 }
 
@@ -49,21 +51,18 @@ func (st *Store) Watch(opts WatchOptions) *Watcher {
 // Next blocks until the state differs from what the Watcher last returned (the
 // first time: from From), and returns the difference, coalesced: each service
 // once, as it is now. Changes of services that the labels do not select move
-// the revision without an update. The error is ctx's, or that of a failing read.
+// the revision without an update. Once the database was replaced by a snapshot
+// the full state comes. The error is ctx's, or that of a failing read; Next may
+// be called again after it.
 func (w *Watcher) Next(ctx context.Context) (Update, error) {
 	for {
-		changed := w.store.state.next() // before reading, so that nothing is missed
-		var u Update
-		any := false
-		err := w.store.read(ctx, ReadOptions{Stale: w.opts.Stale || w.started}, func(v view) (err error) {
-			u, any, err = w.difference(v)
-			return err
-		})
+		changed, gen := w.store.state.next() // before reading, so that nothing is missed
+		u, any, err := w.update(ctx, gen)
 		if err != nil {
 			return Update{}, err
 		}
 		w.started = true
-		w.at = u.Revision
+		w.at, w.gen = u.Revision, gen
 		if any {
 			return u, nil
 		}
@@ -75,51 +74,110 @@ func (w *Watcher) Next(ctx context.Context) (Update, error) {
 	}
 }
 
-func (w *Watcher) difference(v view) (u Update, any bool, err error) {
-	u.Since, u.Revision = w.at, v.revision()
-	names, kept, err := v.changedSince(w.at)
-	if err != nil {
-		return u, false, err
+// difference is what changed from one revision to another.
+type difference struct {
+	since, revision uint64
+	gen             generation // before it was worked out
+	services        []ServiceStatus
+	removed         []string
+}
+
+func (w *Watcher) update(ctx context.Context, gen generation) (u Update, any bool, err error) {
+	cache := &w.store.state.cache
+	full := !w.started && (w.opts.From == 0 || w.opts.Full) || w.started && gen.restores != w.gen.restores
+	if !full && w.started {
+		cache.mu.Lock()
+		last := cache.last
+		cache.mu.Unlock()
+		if last != nil && last.gen == gen && last.since == w.at {
+			u, any = w.filter(last)
+			return u, any, nil
+		}
 	}
-	full := !w.started && (w.opts.From == 0 || w.opts.Full)
-	if full || !kept {
-		u.Full = true
-		if !kept {
-			u.Since, names = 0, nil
+	err = w.store.read(ctx, ReadOptions{Stale: w.opts.Stale || w.started}, func(r *reader) error {
+		names, kept, err := r.servicesChangedSince(w.at)
+		if err != nil {
+			return err
 		}
-		if w.at == 0 {
-			names = nil // who has nothing has nothing to remove
+		if full || !kept {
+			u, err = w.full(r, names, kept)
+			any = true
+			return err
 		}
+		d := &difference{since: w.at, revision: r.revision, gen: gen}
 		for _, name := range names {
-			if s, ok, err := v.status(name); err != nil {
-				return u, false, err
-			} else if !ok || !w.selects(s) {
+			s, err := r.status(name)
+			switch {
+			case err != nil:
+				return err
+			case s != nil:
+				d.services = append(d.services, *s)
+			default:
+				d.removed = append(d.removed, name)
+			}
+		}
+		u, any = w.filter(d)
+		cache.mu.Lock()
+		defer cache.mu.Unlock()
+		if cache.last == nil || cache.last.gen != gen || cache.last.revision < d.revision {
+			cache.last = d
+		}
+		return nil
+	})
+	return u, any, err
+}
+
+// filter is a difference as the watcher's labels see it.
+func (w *Watcher) filter(d *difference) (u Update, any bool) {
+	u = Update{Since: d.since, Revision: d.revision, Services: d.services, Removed: d.removed}
+	any = len(d.services)+len(d.removed) > 0
+	if w.opts.Labels == nil || len(d.services) == 0 {
+		return u, any
+	}
+	u.Services = nil
+	removed := d.removed[:len(d.removed):len(d.removed)]
+	for i := range d.services {
+		if s := &d.services[i]; s.Selects(w.opts.Labels) {
+			u.Services = append(u.Services, *s)
+		} else {
+			removed = append(removed, s.Name)
+		}
+	}
+	u.Removed = removed
+	return u, any
+}
+
+// full is the whole state, with what was removed after a revision that is kept.
+func (w *Watcher) full(r *reader, changed []string, kept bool) (Update, error) {
+	u := Update{Full: true, Revision: r.revision}
+	if kept {
+		u.Since = w.at
+	}
+	if kept && w.at > 0 { // who has nothing has nothing to remove
+		for _, name := range changed {
+			s, err := r.status(name)
+			if err != nil {
+				return u, err
+			}
+			if s == nil || !w.selects(s) {
 				u.Removed = append(u.Removed, name)
 			}
 		}
-		u.Services = []ServiceStatus{}
-		err := v.each(func(s ServiceStatus) error {
-			if w.selects(s) {
-				u.Services = append(u.Services, s)
-			}
-			return nil
-		})
-		return u, true, err
 	}
-	for _, name := range names {
-		s, ok, err := v.status(name)
-		switch {
-		case err != nil:
-			return u, false, err
-		case ok && w.selects(s):
-			u.Services = append(u.Services, s)
-		default:
-			u.Removed = append(u.Removed, name)
+	services, err := r.services()
+	if err != nil || w.opts.Labels == nil {
+		u.Services = services
+		return u, err
+	}
+	u.Services = []ServiceStatus{}
+	for i := range services {
+		if w.selects(&services[i]) {
+			u.Services = append(u.Services, services[i])
 		}
 	}
-	return u, len(names) > 0, nil
+	return u, nil
 }
 
-func (w *Watcher) selects(s ServiceStatus) bool {
+func (w *Watcher) selects(s *ServiceStatus) bool {
 	return w.opts.Labels == nil || s.Selects(w.opts.Labels)
 }

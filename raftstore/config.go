@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"time"
 
+	"go.etcd.io/raft/v3"
 	"go.uber.org/zap"
+
+	"github.com/ipvskit/ipvskit/raftstore/internal/disk"
 )
 
 // Config says what a Store is. Dir and StateMachines are required.
@@ -21,34 +24,47 @@ type Config struct {
 
 	Transport Transport // nil: a cluster of one, formed by Run itself
 
-	TickInterval  time.Duration // default 100ms; a heartbeat each tick
-	ElectionTicks int           // default 10: a leader that is silent so long is replaced
+	TickInterval  time.Duration // default 50ms; a heartbeat each tick
+	ElectionTicks int           // default 8: a leader that is silent for so long to twice as long is replaced
 
-	SnapshotEntries uint64 // applied entries after which the log is cut; default 10,000
-	TrailingEntries uint64 // entries kept for followers that lag a little; default 1,000
-	SnapshotBytes   uint64 // of log in memory after which it is cut; default 64 MiB
+	SnapshotEntries uint64 // applied entries after which the state is made durable and the log is cut; default 10,000
+	SnapshotBytes   uint64 // of log since then that has the same effect; default 32 MiB
+	TrailingEntries uint64 // entries kept for followers that lag a little, up to SnapshotBytes; default 1,000
 
 	MaxPending      int           // commands waiting to be applied on this node; default 4,096
+	MaxPendingBytes int           // of them; default 64 MiB
 	MaxCommandBytes int           // of one command; default 1 MiB
 	ProposalTimeout time.Duration // of a proposal whose context has no deadline; default 10s
 
+	Metrics Metrics // nil: none
+
 	Logger *zap.Logger // nil: silent
+
+	files  disk.FS            // nil: the real ones
+	weaken func(*raft.Config) // nil; the simulation shows that it notices what this breaks
 }
 
 func (c Config) withDefaults() Config {
 	def(&c.Name, "raft")
-	def(&c.TickInterval, 100*time.Millisecond)
-	def(&c.ElectionTicks, 10)
+	def(&c.TickInterval, 50*time.Millisecond)
+	def(&c.ElectionTicks, 8)
 	def(&c.SnapshotEntries, 10_000)
 	def(&c.TrailingEntries, 1_000)
-	def(&c.SnapshotBytes, 64<<20)
+	def(&c.SnapshotBytes, 32<<20)
 	def(&c.MaxPending, 4096)
+	def(&c.MaxPendingBytes, 64<<20)
 	def(&c.MaxCommandBytes, 1<<20)
 	def(&c.ProposalTimeout, 10*time.Second)
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
 	}
 	c.Logger = c.Logger.Named("raftstore")
+	if c.Metrics == nil {
+		c.Metrics = noMetrics{}
+	}
+	if c.files == nil {
+		c.files = disk.OS{}
+	}
 	return c
 }
 
@@ -69,6 +85,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("raftstore: TickInterval is %v, want at least 1ms", c.TickInterval)
 	case c.ElectionTicks < 3:
 		return fmt.Errorf("raftstore: ElectionTicks is %d, want at least 3", c.ElectionTicks)
+	case c.MaxCommandBytes > maxEnvelopeBytes/2:
+		return fmt.Errorf("raftstore: MaxCommandBytes is %d, at most %d are possible", c.MaxCommandBytes, maxEnvelopeBytes/2)
 	}
 	for name := range c.StateMachines {
 		if name == "" || len(name) > maxMachineName || name == ownBucketName {

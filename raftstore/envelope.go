@@ -33,11 +33,11 @@ const (
 	envelopeVersion  = 1
 	envelopeHeader   = 1 + 3*8
 	maxMachineName   = 64
-	maxEnvelopeCount = 1024
+	maxEnvelopeCount = 4096
 	maxEnvelopeBytes = 4 << 20
 )
 
-func (e envelope) encode() []byte {
+func (e *envelope) encode() []byte {
 	size := envelopeHeader + binary.MaxVarintLen32
 	for _, c := range e.commands {
 		size += len(c.machine) + len(c.command) + 2*binary.MaxVarintLen32
@@ -55,14 +55,15 @@ func (e envelope) encode() []byte {
 	return b
 }
 
-// decodeEnvelope reads what encode wrote. The commands share data.
-func decodeEnvelope(data []byte) (envelope, error) {
-	var e envelope
+// decode reads what encode wrote, into e and its memory. The commands share
+// data.
+func (e *envelope) decode(data []byte) error {
+	e.commands = e.commands[:0]
 	if len(data) < envelopeHeader {
-		return e, errors.New("entry is shorter than its header")
+		return errors.New("entry is shorter than its header")
 	}
 	if data[0] != envelopeVersion {
-		return e, fmt.Errorf("entry of version %d: this program knows version %d alone", data[0], envelopeVersion)
+		return fmt.Errorf("entry of version %d: this program knows version %d alone", data[0], envelopeVersion)
 	}
 	e.proposer = binary.BigEndian.Uint64(data[1:])
 	e.boot = binary.BigEndian.Uint64(data[9:])
@@ -70,7 +71,7 @@ func decodeEnvelope(data []byte) (envelope, error) {
 	rest := data[envelopeHeader:]
 	n, w := binary.Uvarint(rest)
 	if w <= 0 || n > maxEnvelopeCount {
-		return e, errors.New("entry has no valid count of commands")
+		return errors.New("entry has no valid count of commands")
 	}
 	rest = rest[w:]
 	next := func() ([]byte, bool) {
@@ -82,20 +83,23 @@ func decodeEnvelope(data []byte) (envelope, error) {
 		rest = rest[w+int(size):]
 		return part, true
 	}
-	e.commands = make([]routed, 0, n)
+	machine := ""
 	for range n {
 		name, ok := next()
 		if !ok || len(name) > maxMachineName {
-			return e, errors.New("entry is cut short in a name")
+			return errors.New("entry is cut short in a name")
 		}
 		command, ok := next()
 		if !ok {
-			return e, errors.New("entry is cut short in a command")
+			return errors.New("entry is cut short in a command")
 		}
-		e.commands = append(e.commands, routed{string(name), command})
+		if string(name) != machine { // commands of one machine share its name
+			machine = string(name)
+		}
+		e.commands = append(e.commands, routed{machine, command})
 	}
 	if len(rest) != 0 {
-		return e, fmt.Errorf("entry has %d bytes too many", len(rest))
+		return fmt.Errorf("entry has %d bytes too many", len(rest))
 	}
-	return e, nil
+	return nil
 }

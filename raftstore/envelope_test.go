@@ -6,13 +6,13 @@ import (
 )
 
 func FuzzEnvelope(f *testing.F) {
-	f.Add(envelope{1, 2, 3, []routed{{"lbstate", []byte("x")}, {"access", nil}}}.encode())
+	f.Add((&envelope{1, 2, 3, []routed{{"lbstate", []byte("x")}, {"access", nil}}}).encode())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		e, err := decodeEnvelope(data)
-		if err != nil {
+		var e, again envelope
+		if e.decode(data) != nil {
 			return
 		}
-		again, err := decodeEnvelope(e.encode())
+		err := again.decode(e.encode())
 		if err != nil || len(again.commands) != len(e.commands) || again.first != e.first {
 			t.Fatalf("%+v came back as %+v, %v", e, again, err)
 		}

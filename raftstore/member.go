@@ -1,15 +1,18 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -60,7 +63,7 @@ func (s *Store) Join(m Membership) error {
 
 // become makes an identity durable. The caller holds mu.
 func (s *Store) become(n nodeFile) error {
-	if err := n.save(s.cfg.Dir); err != nil {
+	if err := n.save(s.cfg.files, s.cfg.Dir); err != nil {
 		return err
 	}
 	s.node = n
@@ -92,60 +95,76 @@ func (s *Store) AddMember(ctx context.Context, m Member) (Membership, error) {
 		return Membership{}, fmt.Errorf("a member needs a name, a raft address and an incarnation: %+v", m)
 	}
 	var answer Membership
-	err := s.change(ctx, func(l *loop) (*raftpb.ConfChangeV2, *memberChange, error) {
-		for _, known := range l.members {
-			if known.Incarnation == m.Incarnation {
-				answer = l.membership(known.ID)
-				return nil, nil, nil
-			}
-		}
-		gone := false
-		if err := s.state.view(func(tx *bbolt.Tx) error {
-			gone = ownIn(tx).gone(m.Incarnation)
-			return nil
-		}); err != nil {
-			return nil, nil, err
-		}
-		if gone {
-			return nil, nil, fmt.Errorf("%w: an incarnation never returns; start with an empty directory", ErrRemoved)
-		}
-		m.ID, m.Learner = randomID(), true
-		change := &memberChange{Nonce: randomID(), Put: &m}
-		cc := &raftpb.ConfChangeV2{}
-		for _, known := range l.members {
-			if known.Name != m.Name {
-				continue
-			}
-			silent := time.Since(l.lastHeard[known.ID])
-			limit := 10 * time.Duration(s.cfg.ElectionTicks) * s.cfg.TickInterval
-			if known.ID == l.self || known.RaftAddr != m.RaftAddr || silent < limit || !l.quorumWithout(known.ID) {
-				return nil, nil, fmt.Errorf("%w by the member at %s (%s)", ErrNameInUse, known.RaftAddr, known.HTTPAddr)
-			}
-			change.Remove = known.ID
-			cc.Changes = append(cc.Changes, single(raftpb.ConfChangeType_ConfChangeRemoveNode, known.ID))
-		}
-		cc.Changes = append(cc.Changes, single(raftpb.ConfChangeType_ConfChangeAddLearnerNode, m.ID))
-		answer = l.membership(m.ID)
-		answer.Members = append(answer.Members, m)
-		return cc, change, nil
+	err := s.change(ctx, func(l *loop) (change *memberChange, changes []*raftpb.ConfChangeSingle, err error) {
+		answer, change, changes, err = l.planAdd(m)
+		return change, changes, err
 	})
 	return answer, err
+}
+
+func (l *loop) planAdd(m Member) (Membership, *memberChange, []*raftpb.ConfChangeSingle, error) {
+	fail := func(err error) (Membership, *memberChange, []*raftpb.ConfChangeSingle, error) {
+		return Membership{}, nil, nil, err
+	}
+	for _, known := range l.applied.members {
+		if known.Incarnation == m.Incarnation {
+			return l.membership(known.ID), nil, nil, nil
+		}
+	}
+	gone := false
+	if err := l.s.state.view(func(tx *bbolt.Tx) error {
+		gone = ownIn(tx).gone(m.Incarnation)
+		return nil
+	}); err != nil {
+		return fail(err)
+	}
+	if gone {
+		return fail(fmt.Errorf("%w: an incarnation never returns; start with an empty directory", ErrRemoved))
+	}
+	m.ID, m.Learner = randomID(), true
+	change := &memberChange{Nonce: randomID(), Put: &m}
+	var changes []*raftpb.ConfChangeSingle
+	if known, ok := l.named(m.Name); ok {
+		c := l.s.cfg
+		silent := l.silentFor(known.ID)
+		limit := 10 * time.Duration(c.ElectionTicks) * c.TickInterval
+		if known.ID == l.self || known.RaftAddr != m.RaftAddr || silent < limit || !l.quorumWithout(known.ID) {
+			return fail(fmt.Errorf("%w by the member at %s (%s)", ErrNameInUse, known.RaftAddr, known.HTTPAddr))
+		}
+		change.Remove = known.ID
+		changes = append(changes, single(raftpb.ConfChangeType_ConfChangeRemoveNode, known.ID))
+	}
+	changes = append(changes, single(raftpb.ConfChangeType_ConfChangeAddLearnerNode, m.ID))
+	answer := l.membership(m.ID)
+	answer.Members = append(answer.Members, m)
+	return answer, change, changes, nil
+}
+
+// silentFor is how long a member was not heard, by this leader.
+func (l *loop) silentFor(id uint64) time.Duration {
+	since := l.lastHeard[id]
+	if since.Before(l.leadsSince) {
+		since = l.leadsSince
+	}
+	return l.now().Sub(since)
 }
 
 // RemoveMember takes a member out of the cluster, for ever. It refuses to
 // remove the last voter, and what the quorum needs (ErrQuorum).
 func (s *Store) RemoveMember(ctx context.Context, name string) error {
-	return s.change(ctx, func(l *loop) (*raftpb.ConfChangeV2, *memberChange, error) {
-		m, ok := l.named(name)
-		if !ok {
-			return nil, nil, fmt.Errorf("%w: %q", ErrNoMember, name)
-		}
-		if !m.Learner && !l.quorumWithout(m.ID) {
-			return nil, nil, fmt.Errorf("%w without %s", ErrQuorum, name)
-		}
-		return &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeRemoveNode, m.ID)}},
-			&memberChange{Nonce: randomID(), Remove: m.ID}, nil
-	})
+	return s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) { return l.planRemove(name) })
+}
+
+func (l *loop) planRemove(name string) (*memberChange, []*raftpb.ConfChangeSingle, error) {
+	m, ok := l.named(name)
+	if !ok {
+		return nil, nil, fmt.Errorf("%w: %q", ErrNoMember, name)
+	}
+	if !m.Learner && !l.quorumWithout(m.ID) {
+		return nil, nil, fmt.Errorf("%w without %s", ErrQuorum, name)
+	}
+	return &memberChange{Nonce: randomID(), Remove: m.ID},
+		[]*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeRemoveNode, m.ID)}, nil
 }
 
 // TransferLeadership asks the leader, which must be this node, to hand over to
@@ -168,27 +187,25 @@ func (s *Store) TransferLeadership(ctx context.Context, name string) error {
 	return err
 }
 
-// change proposes what plan says and waits until it is applied here.
-func (s *Store) change(ctx context.Context, plan func(*loop) (*raftpb.ConfChangeV2, *memberChange, error)) error {
+// change proposes what plan says and waits until it is applied here. No change
+// gives nil.
+func (s *Store) change(ctx context.Context, plan func(*loop) (*memberChange, []*raftpb.ConfChangeSingle, error)) error {
 	done := make(chan error, 1)
 	if err := s.on(ctx, func(l *loop) {
 		if !l.leads() {
 			done <- ErrNotLeader
 			return
 		}
-		cc, change, err := plan(l)
-		if err != nil || cc == nil {
+		change, changes, err := plan(l)
+		if err != nil || change == nil {
 			done <- err
 			return
 		}
-		if cc.Context, err = json.Marshal(change); err == nil {
-			err = l.rn.ProposeConfChange(cc)
-		}
-		if err != nil {
+		if err := l.proposeChange(change, changes...); err != nil {
 			done <- notApplied(err)
 			return
 		}
-		l.changes[change.Nonce] = done
+		l.changing.done = done
 	}); err != nil {
 		return err
 	}
@@ -202,6 +219,52 @@ func (s *Store) change(ctx context.Context, plan func(*loop) (*raftpb.ConfChange
 	}
 }
 
+// membershipChange is the one that was proposed here and is not applied yet.
+type membershipChange struct {
+	nonce uint64 // 0: none
+	term  uint64
+	done  chan error // nil: no one waits
+}
+
+// end answers who waits.
+func (c *membershipChange) end(err error) {
+	if c.done != nil {
+		c.done <- err
+	}
+	*c = membershipChange{}
+}
+
+// proposeChange hands a membership change to raft, one at a time: raft would
+// silently put an empty entry in the place of a second.
+func (l *loop) proposeChange(change *memberChange, changes ...*raftpb.ConfChangeSingle) error {
+	st := l.rn.Status()
+	if l.changing.nonce != 0 || l.applied.term != st.GetTerm() || len(st.Config.Voters[1]) > 0 {
+		return ErrBusy
+	}
+	context, err := json.Marshal(change)
+	if err != nil {
+		return err
+	}
+	if err := l.rn.ProposeConfChange(&raftpb.ConfChangeV2{Changes: changes, Context: context}); err != nil {
+		return err
+	}
+	l.changing = membershipChange{nonce: change.Nonce, term: st.GetTerm()}
+	return nil
+}
+
+// changed ends the change on its way when it is applied, or when entries of
+// another leader are: then it may be lost.
+func (l *loop) changed(nonces []uint64) {
+	if l.changing.nonce == 0 {
+		return
+	}
+	if slices.Contains(nonces, l.changing.nonce) {
+		l.changing.end(nil)
+	} else if l.applied.term > l.changing.term {
+		l.changing.end(unknown(errLeaderChanged))
+	}
+}
+
 func single(kind raftpb.ConfChangeType, id uint64) *raftpb.ConfChangeSingle {
 	return &raftpb.ConfChangeSingle{Type: kind.Enum(), NodeId: proto.Uint64(id)}
 }
@@ -209,7 +272,7 @@ func single(kind raftpb.ConfChangeType, id uint64) *raftpb.ConfChangeSingle {
 func (l *loop) leads() bool { return l.rn.BasicStatus().Lead == l.self }
 
 func (l *loop) named(name string) (Member, bool) {
-	for _, m := range l.members {
+	for _, m := range l.applied.members {
 		if m.Name == name {
 			return m, true
 		}
@@ -218,11 +281,11 @@ func (l *loop) named(name string) (Member, bool) {
 }
 
 func (l *loop) membership(id uint64) Membership {
-	answer := Membership{Cluster: l.s.Identity().Cluster, Member: id}
-	for _, m := range l.members {
-		answer.Members = append(answer.Members, m)
-	}
-	return answer
+	return Membership{Cluster: l.s.Identity().Cluster, Member: id, Members: l.sortedMembers()}
+}
+
+func (l *loop) sortedMembers() []Member {
+	return slices.SortedFunc(maps.Values(l.applied.members), func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 }
 
 // quorumWithout says whether the voters but one are enough of themselves, and
@@ -230,7 +293,7 @@ func (l *loop) membership(id uint64) Membership {
 func (l *loop) quorumWithout(id uint64) bool {
 	voters, active := 0, 0
 	st := l.rn.Status()
-	for _, m := range l.members {
+	for _, m := range l.applied.members {
 		if m.Learner || m.ID == id {
 			continue
 		}
@@ -245,29 +308,27 @@ func (l *loop) quorumWithout(id uint64) bool {
 // promote makes voters of the learners that have caught up. One at a time:
 // raft takes one change at a time.
 func (l *loop) promote() {
-	if !l.leads() || time.Since(l.promoted) < 10*l.s.cfg.TickInterval {
+	if !l.leads() || l.ticks-l.promoted < promoteTicks {
 		return
 	}
-	for _, m := range l.members {
+	st := l.rn.Status()
+	for _, m := range l.sortedMembers() {
 		if !m.Learner {
 			continue
 		}
-		st := l.rn.Status()
 		p, known := st.Progress[m.ID]
 		if !known || p.State != tracker.StateReplicate || !p.RecentActive || p.Match+100 < st.GetCommit() {
 			continue
 		}
+		l.promoted = l.ticks
 		m.Learner = false
-		context, err := json.Marshal(memberChange{Nonce: randomID(), Put: &m})
-		if err != nil {
-			l.fatal = err
-			return
-		}
-		l.promoted = time.Now()
 		// Dropped while another change is pending: tried again later.
-		_ = l.rn.ProposeConfChange(&raftpb.ConfChangeV2{
-			Changes: []*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeAddNode, m.ID)}, Context: context,
-		})
+		if err := l.proposeChange(&memberChange{Nonce: randomID(), Put: &m}, single(raftpb.ConfChangeType_ConfChangeAddNode, m.ID)); err != nil {
+			l.s.log.Debug("promotion not taken", zap.String("member", m.Name), zap.Error(err))
+		}
 		return
 	}
 }
+
+// promoteTicks is how long a promotion that was proposed is given.
+const promoteTicks = 10

@@ -3,26 +3,34 @@ package raftstore
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3"
 )
 
-// read waits until this node has applied what was committed when it came.
-type read struct {
+// readers are all reads that wait for one answer to ReadIndex. They cost no
+// memory each: one channel wakes them all.
+type readers struct {
 	index uint64
-	ready chan error // capacity 1
+	err   error         // set before done is closed
+	done  chan struct{} // closed when index is applied here, or it failed
+}
+
+func (r *readers) end(err error) {
+	r.err = err
+	close(r.done)
 }
 
 // round is one ReadIndex: one is outstanding at a time, for all reads that came
 // before it was asked. Each has a context of its own, since an answer to an
 // earlier question would be stale.
 type round struct {
-	queue   []*read // came since asking
-	asked   []*read
+	queued  []*readers // came since asking
+	asked   []*readers
 	number  uint64
-	ticks   int // since asking
-	granted []*read
+	asking  uint64     // tick at which it was asked
+	granted []*readers // wait for their index
 }
 
 // retryTicks is when a round that was lost, as at a change of leader, is asked
@@ -49,50 +57,71 @@ func (s *Store) Barrier(ctx context.Context) error {
 	default:
 		return ErrNoLeader
 	}
-	r := &read{ready: make(chan error, 1)}
+	r := s.joinReaders()
 	select {
-	case s.reads <- r:
+	case <-r.done:
+		return r.err
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.stopped:
 		return ErrStopped
 	}
-	select {
-	case err := <-r.ready:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.stopped:
-		return ErrStopped
+}
+
+// joinReaders returns the readers that are asked for next.
+func (s *Store) joinReaders() *readers {
+	s.inbox.mu.Lock()
+	r := s.inbox.reads
+	first := r == nil
+	if first {
+		r = &readers{done: make(chan struct{})}
+		s.inbox.reads = r
 	}
+	s.inbox.mu.Unlock()
+	if first {
+		wake(s.inbox.ready)
+	}
+	return r
 }
 
 // ask begins a round if there is something to ask and none is outstanding, or
 // the outstanding one seems lost.
 func (l *loop) ask() {
 	r := &l.round
+	if l.behind() {
+		return // until its entry is applied
+	}
 	if len(r.asked) > 0 {
-		if r.ticks < retryTicks {
+		if l.ticks-r.asking < retryTicks {
 			return
 		}
-	} else if len(r.queue) == 0 {
+	} else if len(r.queued) == 0 {
 		return
 	}
-	r.asked, r.queue = append(r.asked, r.queue...), nil
+	r.asked, r.queued = append(r.asked, r.queued...), nil
 	r.number++
-	r.ticks = 0
+	r.asking = l.ticks
 	l.rn.ReadIndex(l.roundContext())
 }
 
+// behind says whether this node leads without having applied an entry of its
+// own term. What it knows to be committed may then be less than what was
+// acknowledged, which raft minds (thesis, 6.4) except where there is one voter:
+// a node that starts again would answer from before its last writes.
+func (l *loop) behind() bool {
+	st := l.rn.BasicStatus()
+	return st.RaftState == raft.StateLeader && l.applied.term != st.GetTerm()
+}
+
 func (l *loop) roundContext() []byte {
-	b := binary.BigEndian.AppendUint64(nil, l.self)
-	b = binary.BigEndian.AppendUint64(b, l.s.node.Boot)
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 24), l.self)
+	b = binary.BigEndian.AppendUint64(b, l.boot)
 	return binary.BigEndian.AppendUint64(b, l.round.number)
 }
 
 func (l *loop) answered(states []raft.ReadState) {
 	for _, st := range states {
-		if string(st.RequestCtx) != string(l.roundContext()) {
+		if len(l.round.asked) == 0 || string(st.RequestCtx) != string(l.roundContext()) {
 			continue
 		}
 		for _, r := range l.round.asked {
@@ -100,7 +129,6 @@ func (l *loop) answered(states []raft.ReadState) {
 		}
 		l.round.granted = append(l.round.granted, l.round.asked...)
 		l.round.asked = nil
-		l.ask()
 	}
 }
 
@@ -108,8 +136,8 @@ func (l *loop) answered(states []raft.ReadState) {
 func (l *loop) release() {
 	rest := l.round.granted[:0]
 	for _, r := range l.round.granted {
-		if r.index <= l.applied {
-			r.ready <- nil
+		if r.index <= l.applied.index {
+			r.end(nil)
 		} else {
 			rest = append(rest, r)
 		}
@@ -119,10 +147,8 @@ func (l *loop) release() {
 }
 
 func (r *round) fail(err error) {
-	for _, reads := range [][]*read{r.queue, r.asked, r.granted} {
-		for _, w := range reads {
-			w.ready <- err
-		}
+	for _, w := range slices.Concat(r.asked, r.granted, r.queued) {
+		w.end(err)
 	}
-	*r = round{}
+	*r = round{number: r.number}
 }

@@ -15,6 +15,8 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/ipvskit/ipvskit/raftstore/internal/disk"
 )
 
 // A snapshot on its way is a magic, the bytes of a state file, and the CRC-32C
@@ -27,31 +29,33 @@ const snapshotMagic = "IPVSKRS\x01"
 type incomingSnapshot struct {
 	path  string
 	index uint64
-	done  chan error
+	size  int64
+	done  chan error // capacity 1
 }
 
 // sendSnapshot copies the state and hands it to the transport. The copy may be
 // newer than what raft asked for; the message then says so.
 func (l *loop) sendSnapshot(m *raftpb.Message) {
-	l.background.Go(func() {
-		to := m.GetTo()
-		done := func(err error) {
-			status := raft.SnapshotFinish
-			if err != nil {
-				status = raft.SnapshotFailure
-				l.s.log.Warn("snapshot not delivered", zap.Uint64("to", to), zap.Error(err))
-			}
-			_ = l.s.on(context.Background(), func(l *loop) { l.rn.ReportSnapshot(to, status) }) // fails only when the store stops
+	s, to := l.s, m.GetTo()
+	var size int64
+	done := func(err error) {
+		status := raft.SnapshotFinish
+		if err != nil {
+			status = raft.SnapshotFailure
+			s.log.Warn("snapshot not delivered", zap.Uint64("to", to), zap.Error(err))
 		}
-		f, size, meta, err := l.s.copyState()
+		s.cfg.Metrics.SnapshotSent(to, size, err)
+		s.inbox.call(func(l *loop) { l.rn.ReportSnapshot(to, status) })
+	}
+	l.spawn(func() {
+		f, n, meta, err := s.copyState()
 		if err != nil {
 			done(err)
 			return
 		}
+		size = n
 		m.Snapshot = &raftpb.Snapshot{Metadata: meta}
-		// Its own goroutine, since the transport may call from one of its own
-		// that this loop waits for.
-		l.s.cfg.Transport.SendSnapshot(m, size, f, func(err error) { go done(err) })
+		s.cfg.Transport.SendSnapshot(m, n, f, done)
 	})
 }
 
@@ -105,82 +109,122 @@ func (r removing) Close() error {
 
 // receiveSnapshot takes a snapshot from the transport, and returns when it is
 // installed or refused.
-func (l *loop) receiveSnapshot(ctx context.Context) func(*raftpb.Message, io.Reader) error {
+func (s *Store) receiveSnapshot(ctx context.Context) func(*raftpb.Message, io.Reader) error {
 	return func(m *raftpb.Message, body io.Reader) error {
 		if m.GetType() != raftpb.MessageType_MsgSnap || m.GetSnapshot().GetMetadata().GetIndex() == 0 {
 			return errors.New("not a snapshot")
 		}
-		path, err := l.s.verifySnapshot(m.GetSnapshot().GetMetadata(), body)
-		if err != nil {
-			return fmt.Errorf("snapshot refused: %w", err)
+		in, err := s.verifySnapshot(m.GetSnapshot().GetMetadata(), body)
+		if err == nil {
+			s.inbox.call(func(l *loop) { l.takeSnapshot(m, in) })
+			select {
+			case err = <-in.done:
+			case <-ctx.Done():
+				err = ctx.Err() // what is left of the file goes at the next start
+			case <-s.stopped:
+				err = ErrStopped
+			}
+		} else {
+			err = fmt.Errorf("snapshot refused: %w", err)
 		}
-		in := &incomingSnapshot{path: path, index: m.GetSnapshot().GetMetadata().GetIndex(), done: make(chan error, 1)}
-		err = l.s.on(ctx, func(l *loop) {
-			if l.incoming != nil {
-				in.done <- errors.New("another snapshot is being installed")
-				return
-			}
-			l.incoming = in
-			if err := l.rn.Step(m); err != nil {
-				in.done <- err
-			} else if err := l.turn(); err != nil {
-				l.fatal = err
-				in.done <- err
-			}
-			if l.incoming == in { // raft has no need of it
-				l.incoming = nil
-				select {
-				case in.done <- nil:
-				default:
-				}
-			}
-		})
-		os.Remove(path) // gone already where it was installed
+		s.cfg.Metrics.SnapshotReceived(m.GetFrom(), in.size, err)
+		return err
+	}
+}
+
+// takeSnapshot gives raft a snapshot whose file is there. in.done hears what
+// becomes of it.
+func (l *loop) takeSnapshot(m *raftpb.Message, in *incomingSnapshot) {
+	refuse := func(err error) {
+		in.done <- errors.Join(err, l.s.cfg.files.Remove(in.path))
+	}
+	if l.incoming != nil {
+		refuse(errors.New("another snapshot is being installed"))
+		return
+	}
+	l.incoming = in
+	err := l.rn.Step(m)
+	if err == nil {
+		err = l.ready()
 		if err != nil {
-			return err
+			l.s.inbox.fail(err)
 		}
-		return <-in.done
+	}
+	if l.incoming == in { // raft has no need of it
+		l.incoming = nil
+		refuse(err)
 	}
 }
 
 // verifySnapshot writes a snapshot to a file and checks that it is whole, and
 // is what the message says.
-func (s *Store) verifySnapshot(want *raftpb.SnapshotMetadata, body io.Reader) (path string, err error) {
-	f, err := os.CreateTemp(s.cfg.Dir, "snapshot-in-*.tmp")
+func (s *Store) verifySnapshot(want *raftpb.SnapshotMetadata, body io.Reader) (in *incomingSnapshot, err error) {
+	in = &incomingSnapshot{index: want.GetIndex(), done: make(chan error, 1)}
+	in.path = filepath.Join(s.cfg.Dir, fmt.Sprintf("snapshot-in-%x.tmp", randomID()))
+	f, err := s.cfg.files.Open(in.path, true)
 	if err != nil {
-		return "", err
+		return in, err
 	}
 	defer func() {
 		f.Close()
 		if err != nil {
-			os.Remove(f.Name())
+			_ = s.cfg.files.Remove(in.path)
 		}
 	}()
-	magic := make([]byte, len(snapshotMagic))
-	if _, err := io.ReadFull(body, magic); err != nil || string(magic) != snapshotMagic {
-		return "", errors.New("not a snapshot of a format that this program knows")
-	}
-	t := &trailer{w: f, sum: crc32.New(castagnoli)}
-	if _, err := io.Copy(t, body); err != nil {
-		return "", err
-	}
-	if !bytes.Equal(t.held, t.sum.Sum(nil)) {
-		return "", errors.New("the checksum does not match")
-	}
-	if err := f.Sync(); err != nil {
-		return "", err
-	}
-	db, err := openBolt(f.Name(), true)
+	t, err := unwrapSnapshot(&offsetWriter{f: f}, body)
 	if err != nil {
-		return "", err
+		return in, err
+	}
+	in.size = t
+	if err := f.Sync(); err != nil {
+		return in, err
+	}
+	db, err := openBolt(in.path, 0, true)
+	if err != nil {
+		return in, err
 	}
 	defer db.Close()
-	return f.Name(), db.View(func(tx *bbolt.Tx) error {
-		if index, term := ownIn(tx).applied(); index != want.GetIndex() || term != want.GetTerm() {
+	return in, db.View(func(tx *bbolt.Tx) error {
+		o := ownIn(tx)
+		if index, term := o.applied(); index != want.GetIndex() || term != want.GetTerm() {
 			return fmt.Errorf("it holds entry %d of term %d, but is said to hold %d of %d", index, term, want.GetIndex(), want.GetTerm())
 		}
-		return nil
+		c, err := o.cluster()
+		if err == nil && c.ID != s.Identity().Cluster {
+			err = fmt.Errorf("it is of cluster %016x", c.ID)
+		}
+		return err
 	})
+}
+
+// unwrapSnapshot writes the state file of a snapshot on its way to w, and checks
+// that all of it came.
+func unwrapSnapshot(w io.Writer, body io.Reader) (size int64, err error) {
+	magic := make([]byte, len(snapshotMagic))
+	if _, err := io.ReadFull(body, magic); err != nil || string(magic) != snapshotMagic {
+		return 0, errors.New("not a snapshot of a format that this program knows")
+	}
+	t := &trailer{w: w, sum: crc32.New(castagnoli)}
+	n, err := io.Copy(t, body)
+	if err != nil {
+		return 0, err
+	}
+	if !bytes.Equal(t.held, t.sum.Sum(nil)) {
+		return 0, errChecksum
+	}
+	return n - int64(len(t.held)), nil
+}
+
+// offsetWriter writes a file from its start.
+type offsetWriter struct {
+	f  disk.File
+	at int64
+}
+
+func (w *offsetWriter) Write(p []byte) (int, error) {
+	n, err := w.f.WriteAt(p, w.at)
+	w.at += int64(n)
+	return n, err
 }
 
 // trailer writes all but the last four bytes, which it holds.
@@ -199,67 +243,4 @@ func (t *trailer) Write(p []byte) (int, error) {
 		t.held = append(t.held[:0], t.held[n:]...)
 	}
 	return len(p), nil
-}
-
-// install puts the verified snapshot in the place of the state. The state file
-// comes first: a log that does not fit it is begun anew at the next start, so
-// a crash in between leaves the new state.
-func (l *loop) install(snap *raftpb.Snapshot, hard *raftpb.HardState) error {
-	in := l.incoming
-	if in == nil || in.index != snap.GetMetadata().GetIndex() {
-		return fmt.Errorf("raft takes a snapshot of entry %d that was not received", snap.GetMetadata().GetIndex())
-	}
-	l.incoming = nil
-	if err := l.s.state.replace(in.path); err != nil {
-		return fmt.Errorf("install the snapshot: %w", err)
-	}
-	if err := l.s.logdb.install(snap.GetMetadata(), hard); err != nil {
-		return err
-	}
-	l.applied, l.appliedTerm = snap.GetMetadata().GetIndex(), snap.GetMetadata().GetTerm()
-	before := l.members
-	err := l.s.state.view(func(tx *bbolt.Tx) (err error) {
-		if l.members, err = ownIn(tx).members(); err != nil {
-			return err
-		}
-		for _, name := range l.s.names {
-			if err := l.s.cfg.StateMachines[name].Restored(tx); err != nil {
-				return fmt.Errorf("state machine %s: %w", name, err)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for id := range before {
-		if _, stays := l.members[id]; !stays && id != l.self {
-			l.s.cfg.Transport.RemovePeer(id)
-		}
-	}
-	l.setPeers()
-	l.s.log.Info("snapshot installed", zap.Uint64("index", l.applied))
-	in.done <- nil
-	return nil
-}
-
-// replace puts another file in the place of the state file.
-func (s *stateDB) replace(path string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.db.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(path, s.path); err != nil {
-		return err
-	}
-	if err := syncDir(filepath.Dir(s.path)); err != nil {
-		return err
-	}
-	db, err := openBolt(s.path, false)
-	if err != nil {
-		return err
-	}
-	s.db = db
-	return nil
 }

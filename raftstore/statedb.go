@@ -1,201 +1,272 @@
 package raftstore
 
 import (
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync"
-	"time"
 
 	"go.etcd.io/bbolt"
-	"go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
+
+	"github.com/ipvskit/ipvskit/raftstore/internal/disk"
 )
 
-// stateDB is the replicated state, state.db: the state machines' buckets, and
-// one of our own with the applied index, the members, and the last sequence
-// number of each proposer. Each apply is one synced transaction, so that index
-// and data cannot part.
+// stateDB is the replicated state, a bbolt file: the state machines' buckets,
+// and one of our own. Updates are not synced; see checkpoint.
 type stateDB struct {
-	path string
+	files disk.FS
+	dir   string
 
-	mu sync.RWMutex // held for reading while db is in use, for writing while it is replaced
-	db *bbolt.DB
+	mu   sync.RWMutex // guards the fields below; held to begin a transaction, not while it runs
+	db   *bbolt.DB
+	name string // of the file
+
+	limit int64 // of the file's size; belongs to who updates
+
+	checkpoints sync.Mutex // one at a time; guards the fields below
+	last        checkpoint
+	pin         *bbolt.Tx // shows the last checkpoint, and keeps its pages
+
+	retired sync.WaitGroup // files that a snapshot replaced, while they have readers
 }
 
-const ownBucketName = "raftstore"
+// stateMapBytes is how much of the address space a state file is given at once.
+// Growing beyond it would wait for all readers, of which the checkpoint is one,
+// so it is not allowed to: see outgrown. (On Windows a map makes the file as
+// large.)
+func stateMapBytes() int {
+	if runtime.GOOS == "windows" || strconv.IntSize < 64 {
+		return 1 << 30
+	}
+	return 1 << (strconv.IntSize - 26) // 256 GiB
+}
 
-var (
-	ownBucket     = []byte(ownBucketName)
-	appliedKey    = []byte("applied") // index and term, 8 bytes each
-	confKey       = []byte("conf")    // CRC-32C and raftpb.ConfState
-	membersBucket = []byte("members") // member ID → Member
-	seenBucket    = []byte("seen")    // member ID → boot and last sequence number, 8 bytes each
-	goneBucket    = []byte("gone")    // incarnation of a removed member → name
-)
+func stateName(generation uint64) string { return fmt.Sprintf("state-%d.db", generation) }
 
-// stateMapBytes is how much of the address space a state file is given at
-// once: growing beyond it waits for readers.
-const stateMapBytes = 1 << 30
+func stateGeneration(name string) (uint64, bool) {
+	digits, ok := strings.CutPrefix(name, "state-")
+	digits, ok2 := strings.CutSuffix(digits, ".db")
+	n, err := strconv.ParseUint(digits, 10, 64)
+	return n, ok && ok2 && err == nil
+}
 
-func openStateDB(path string) (*stateDB, error) {
-	db, err := openBolt(path, false)
-	if err != nil {
+// openStateDB returns the state of the last checkpoint. A directory that has
+// none gets an empty one, unless it belongs to a cluster.
+func openStateDB(files disk.FS, dir string, fresh bool) (*stateDB, error) {
+	s := &stateDB{files: files, dir: dir}
+	path := filepath.Join(dir, checkpointName)
+	err := loadSealed(files, path, checkpointFormat, &s.last)
+	missing := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case missing && !fresh:
+		return nil, fmt.Errorf("%s is missing, but this node belongs to a cluster; start with an empty directory, and the node comes back as a new member", path)
+	case missing:
+		s.last.File = stateName(1)
+	case err != nil:
 		return nil, err
 	}
-	return &stateDB{path: path, db: db}, nil
+	if g, ok := stateGeneration(s.last.File); !ok || g == 0 {
+		return nil, fmt.Errorf("%s names the state file %q", path, s.last.File)
+	}
+	if err := s.clean(missing); err != nil {
+		return nil, err
+	}
+	s.name = s.last.File
+	if !missing {
+		if err := s.last.restore(files, dir); err != nil {
+			return nil, err
+		}
+	}
+	if s.db, s.limit, err = openState(filepath.Join(dir, s.name), s.last.Size); err != nil {
+		return nil, err
+	}
+	if missing {
+		_, err = s.checkpointLocked(false)
+	} else {
+		err = s.verify()
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
 }
 
-func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
-	opts := &bbolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: stateMapBytes, ReadOnly: readOnly}
-	db, err := bbolt.Open(path, 0o600, opts)
-	if errors.Is(err, bbolt.ErrTimeout) {
-		return nil, fmt.Errorf("%s: the directory is used by another process", path)
+// verify pins the checkpoint that was restored.
+func (s *stateDB) verify() error {
+	pin, err := s.db.Begin(false)
+	if err != nil {
+		return err
 	}
+	s.pin = pin
+	index, term := ownIn(pin).applied()
+	if index != s.last.Index || term != s.last.Term {
+		return fmt.Errorf("%s is damaged: it has applied entry %d of term %d, the last checkpoint says %d of %d", filepath.Join(s.dir, s.name), index, term, s.last.Index, s.last.Term)
+	}
+	return nil
+}
+
+// clean removes state files that are not the one of the checkpoint, or all, and
+// what a crash left of snapshots.
+func (s *stateDB) clean(all bool) error {
+	names, err := s.files.List(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		_, state := stateGeneration(name)
+		leftover := strings.HasPrefix(name, "snapshot-") && strings.HasSuffix(name, ".tmp")
+		if leftover || state && (all || name != s.last.File) {
+			if err := s.files.Remove(filepath.Join(s.dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// openState opens a state file for updates, with room to grow.
+func openState(path string, size int64) (*bbolt.DB, int64, error) {
+	room := max(stateMapBytes(), 4*int(size))
+	db, err := openBolt(path, room, false)
+	return db, int64(room) / 2, err
+}
+
+// openBolt opens a bbolt file; mapBytes is how much address space it gets, at
+// least. A tree that is damaged is an error.
+func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error) {
+	defer damaged(path, &err)
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout: openTimeout, NoSync: true, NoGrowSync: true, NoFreelistSync: true,
+		FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapBytes, ReadOnly: readOnly, NoStatistics: true,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return db, nil
 }
 
-func (s *stateDB) view(fn func(*bbolt.Tx) error) error {
+// damaged turns a panic of bbolt, which it has where a page makes no sense, into
+// an error. Panics from elsewhere go on.
+func damaged(path string, err *error) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	stack := string(debug.Stack())
+	// What panicked is what stands first below the panic itself.
+	_, below, _ := strings.Cut(stack, "panic(")
+	lines := strings.SplitN(below, "\n", 4)
+	if len(lines) < 3 || !strings.HasPrefix(lines[2], "go.etcd.io/bbolt") {
+		panic(r)
+	}
+	*err = fmt.Errorf("%s is damaged: %v; start with an empty directory, and the node comes back as a new member", path, r)
+}
+
+func (s *stateDB) current() (*bbolt.DB, string) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.db.View(fn)
+	return s.db, s.name
 }
 
-func (s *stateDB) update(fn func(*bbolt.Tx) error) error {
+// view calls fn with what is applied. It holds nothing that an update or the
+// installation of a snapshot waits for.
+func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.db.Update(fn)
-}
-
-func (s *stateDB) close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.db.Close()
-}
-
-// own is our own bucket inside one transaction.
-type own struct{ b *bbolt.Bucket }
-
-func ownIn(tx *bbolt.Tx) own { return own{tx.Bucket(ownBucket)} }
-
-func makeOwn(tx *bbolt.Tx) (own, error) {
-	b, err := tx.CreateBucketIfNotExists(ownBucket)
-	if err != nil {
-		return own{}, err
-	}
-	for _, name := range [][]byte{membersBucket, seenBucket, goneBucket} {
-		if _, err := b.CreateBucketIfNotExists(name); err != nil {
-			return own{}, err
-		}
-	}
-	return own{b}, nil
-}
-
-func (o own) applied() (index, term uint64) {
-	if o.b == nil {
-		return 0, 0
-	}
-	v := o.b.Get(appliedKey)
-	if len(v) != 16 {
-		return 0, 0
-	}
-	return binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:])
-}
-
-func (o own) setApplied(index, term uint64) error {
-	v := binary.BigEndian.AppendUint64(nil, index)
-	return o.b.Put(appliedKey, binary.BigEndian.AppendUint64(v, term))
-}
-
-func (o own) conf() (*raftpb.ConfState, error) {
-	c := &raftpb.ConfState{}
-	if o.b == nil {
-		return c, nil
-	}
-	v := o.b.Get(confKey)
-	if v == nil {
-		return c, nil
-	}
-	if err := unsealProto(v, c); err != nil {
-		return nil, fmt.Errorf("the configuration in the state is damaged: %w", err)
-	}
-	return c, nil
-}
-
-func (o own) setConf(c *raftpb.ConfState) error {
-	v, err := sealProto(c)
+	path := filepath.Join(s.dir, s.name)
+	tx, err := s.db.Begin(false)
+	s.mu.RUnlock()
 	if err != nil {
 		return err
 	}
-	return o.b.Put(confKey, v)
+	defer damaged(path, &err)
+	defer tx.Rollback() //nolint:errcheck // of a read transaction that is open it has no error
+	return fn(tx)
 }
 
-// metadata is what a snapshot of this transaction is.
-func (o own) metadata() (*raftpb.SnapshotMetadata, error) {
-	index, term := o.applied()
-	conf, err := o.conf()
-	if err != nil {
-		return nil, err
-	}
-	return &raftpb.SnapshotMetadata{Index: proto.Uint64(index), Term: proto.Uint64(term), ConfState: conf}, nil
-}
-
-func (o own) members() (map[uint64]Member, error) {
-	members := map[uint64]Member{}
-	if o.b == nil {
-		return members, nil
-	}
-	err := o.b.Bucket(membersBucket).ForEach(func(k, v []byte) error {
-		var m Member
-		if err := json.Unmarshal(v, &m); err != nil {
-			return fmt.Errorf("member %x in the state is damaged: %w", k, err)
+// update is called by the one goroutine that installs snapshots, too.
+func (s *stateDB) update(fn func(*bbolt.Tx) error) (err error) {
+	path := filepath.Join(s.dir, s.name)
+	defer damaged(path, &err)
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		if err := s.outgrown(tx.Size()); err != nil {
+			return err
 		}
-		members[m.ID] = m
-		return nil
+		return fn(tx)
 	})
-	return members, err
 }
 
-func (o own) putMember(m Member) error {
-	v, err := json.Marshal(m)
+// outgrown refuses to go beyond what is mapped: bbolt would wait for the
+// checkpoint's reader, for ever. A restart maps more.
+func (s *stateDB) outgrown(size int64) error {
+	if size > s.limit {
+		return fmt.Errorf("%s has %d bytes, more than half of the address space that it was given; restart this node", s.name, size)
+	}
+	return nil
+}
+
+// close closes the files and waits for their readers. It makes no checkpoint.
+func (s *stateDB) close() error {
+	s.checkpoints.Lock()
+	defer s.checkpoints.Unlock()
+	var err error
+	if s.pin != nil {
+		err = s.pin.Rollback()
+		s.pin = nil
+	}
+	db, _ := s.current()
+	if db != nil {
+		err = errors.Join(err, db.Close())
+	}
+	s.retired.Wait()
+	return err
+}
+
+// install puts a verified and synced file in the place of the state. A crash
+// leaves the former state or the new one, whichever the checkpoint names.
+func (s *stateDB) install(path string) error {
+	s.checkpoints.Lock()
+	defer s.checkpoints.Unlock()
+	old, oldName := s.current()
+	generation, _ := stateGeneration(oldName)
+	name := stateName(generation + 1)
+	to := filepath.Join(s.dir, name)
+	if err := s.files.Rename(path, to); err != nil {
+		return err
+	}
+	if err := s.files.SyncDir(s.dir); err != nil {
+		return err
+	}
+	f, err := s.files.Open(to, false)
 	if err != nil {
 		return err
 	}
-	return o.b.Bucket(membersBucket).Put(indexKey(m.ID), v)
-}
-
-func (o own) removeMember(m Member) error {
-	if err := o.b.Bucket(membersBucket).Delete(indexKey(m.ID)); err != nil {
+	size, err := f.Size()
+	f.Close()
+	if err != nil {
 		return err
 	}
-	if err := o.b.Bucket(seenBucket).Delete(indexKey(m.ID)); err != nil {
+	db, limit, err := openState(to, size)
+	if err != nil {
 		return err
 	}
-	return o.b.Bucket(goneBucket).Put(indexKey(m.Incarnation), []byte(m.Name))
-}
-
-// gone says whether an incarnation was removed from the cluster.
-func (o own) gone(incarnation uint64) bool {
-	return o.b != nil && o.b.Bucket(goneBucket).Get(indexKey(incarnation)) != nil
-}
-
-// fresh says whether an envelope is the next of its proposer, and remembers it.
-// A proposer numbers its commands, and its entries reach the leader in order;
-// one that is not beyond the last is a delivery that came twice, or one that
-// was overtaken, and is not applied.
-func (o own) fresh(e envelope) (bool, error) {
-	seen := o.b.Bucket(seenBucket)
-	if v := seen.Get(indexKey(e.proposer)); len(v) == 16 {
-		boot, last := binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:])
-		if e.boot < boot || (e.boot == boot && e.first <= last) {
-			return false, nil
-		}
+	s.limit = limit
+	pin := s.pin
+	s.pin = nil
+	s.mu.Lock()
+	s.db, s.name = db, name
+	s.mu.Unlock()
+	_, err = s.checkpointLocked(true)
+	if pin != nil {
+		err = errors.Join(err, pin.Rollback())
 	}
-	v := binary.BigEndian.AppendUint64(nil, e.boot)
-	v = binary.BigEndian.AppendUint64(v, e.first+uint64(max(1, len(e.commands)))-1)
-	return true, seen.Put(indexKey(e.proposer), v)
+	s.retired.Go(func() { _ = old.Close() }) // waits for its readers; nothing of it is needed any more
+	if err != nil {
+		return err
+	}
+	return s.files.Remove(filepath.Join(s.dir, oldName))
 }

@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 )
 
@@ -22,14 +22,15 @@ type Store struct {
 	log   *zap.Logger
 	names []string // of the state machines, in order
 
+	lock  *dirLock
 	state *stateDB
-	logdb *logDB
+	logs  *logStore
 
-	proposals chan *proposal
-	reads     chan *read
-	calls     chan func(*loop) // carried out by the loop
-	pending   atomic.Int64     // commands queued or waiting to be applied
-	stopped   chan struct{}    // closed when Run has ended or Close was called before it
+	inbox           inbox
+	pending         pending
+	pendingCommands atomic.Int64  // queued or waiting to be applied
+	pendingBytes    atomic.Int64  // of these
+	stopped         chan struct{} // closed when Run has ended or Close was called before it
 
 	mu       sync.Mutex // guards the fields below
 	node     nodeFile
@@ -38,11 +39,12 @@ type Store struct {
 	stopping bool
 	cancel   context.CancelFunc
 	done     chan struct{} // closed when Run has returned
+	reason   error         // why Run has ended
 	seen     seen
 	changed  chan struct{} // closed and replaced when seen changes
 
-	dbs   sync.Once
-	dbErr error
+	closing  sync.Once
+	closeErr error
 }
 
 // seen is what the loop shows to others.
@@ -58,55 +60,54 @@ func Open(cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := cfg.files.MkdirAll(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("raftstore: %w", err)
 	}
 	s := &Store{
 		cfg: cfg, log: cfg.Logger,
-		proposals: make(chan *proposal, cfg.MaxPending),
-		reads:     make(chan *read, 1024),
-		calls:     make(chan func(*loop)),
-		stopped:   make(chan struct{}),
-		formed:    make(chan struct{}),
-		done:      make(chan struct{}),
-		changed:   make(chan struct{}),
+		inbox:   inbox{ready: make(chan struct{}, 1)},
+		stopped: make(chan struct{}),
+		formed:  make(chan struct{}),
+		done:    make(chan struct{}),
+		changed: make(chan struct{}),
 	}
 	for name := range cfg.StateMachines {
 		s.names = append(s.names, name)
 	}
 	slices.Sort(s.names)
 	if err := s.open(); err != nil {
-		s.closeDBs()
-		return nil, fmt.Errorf("raftstore: %w", err)
+		return nil, fmt.Errorf("raftstore: %w", errors.Join(err, s.release()))
 	}
 	return s, nil
 }
 
 func (s *Store) open() error {
+	files, dir := s.cfg.files, s.cfg.Dir
 	var err error
-	if s.node, err = loadNodeFile(s.cfg.Dir); err != nil {
+	if s.lock, err = lockDir(dir); err != nil {
 		return err
 	}
-	logPath, statePath := filepath.Join(s.cfg.Dir, "log.db"), filepath.Join(s.cfg.Dir, "state.db")
-	if s.node.Cluster != 0 {
-		for _, path := range []string{logPath, statePath} {
-			if _, err := os.Stat(path); err != nil {
-				return fmt.Errorf("this node belongs to cluster %016x, but a file is missing: %w; start with an empty directory, and the node comes back as a new member", s.node.Cluster, err)
-			}
-		}
-	}
-	if s.logdb, err = openLogDB(logPath); err != nil {
+	if s.node, err = loadNodeFile(files, dir); err != nil {
 		return err
 	}
-	if s.state, err = openStateDB(statePath); err != nil {
+	member := s.node.Cluster != 0
+	if s.state, err = openStateDB(files, dir, !member); err != nil {
 		return err
 	}
-	removeLeftovers(s.cfg.Dir)
+	if s.logs, err = openLogStore(files, dir); err != nil {
+		return err
+	}
+	if member && s.logs.contents.Fresh {
+		return fmt.Errorf("this node belongs to cluster %016x, but its log is missing; start with an empty directory, and the node comes back as a new member", s.node.Cluster)
+	}
+	if t := s.logs.contents.Torn; t != nil {
+		s.log.Warn("the log had a torn tail, never acknowledged: it is cut off", zap.String("file", t.File), zap.Int64("offset", t.Offset))
+	}
 	s.node.Boot++
-	if err := s.node.save(s.cfg.Dir); err != nil {
+	if err := s.node.save(files, dir); err != nil {
 		return err
 	}
-	if s.node.Cluster != 0 {
+	if member {
 		close(s.formed)
 	}
 	return s.state.view(func(tx *bbolt.Tx) error {
@@ -115,17 +116,6 @@ func (s *Store) open() error {
 		s.seen.members, err = o.members()
 		return err
 	})
-}
-
-// removeLeftovers removes files of snapshots that a crash left unfinished.
-func removeLeftovers(dir string) {
-	names, err := filepath.Glob(filepath.Join(dir, "snapshot-*.tmp"))
-	if err != nil {
-		return
-	}
-	for _, name := range names {
-		os.Remove(name)
-	}
 }
 
 // Run takes part in the cluster until ctx ends or Close is called, which gives
@@ -159,36 +149,45 @@ func (s *Store) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
+	err := s.run(ctx)
+	if err != nil {
+		s.log.Error("this node stops", zap.Error(err))
+	}
+	s.mu.Lock()
+	s.reason = err
+	s.mu.Unlock()
+	return err
+}
+
+func (s *Store) run(ctx context.Context) error {
 	l, err := s.newLoop()
 	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	var transport sync.WaitGroup
 	if t := s.cfg.Transport; t != nil {
-		l.setPeers()
+		s.setPeers(l.self, l.applied.members)
 		id := s.Identity()
-		wg.Go(func() {
-			err := t.Run(ctx, id.Cluster, id.Member, id.Incarnation, l.receive(ctx), l.receiveSnapshot(ctx), l.unreachable(ctx))
+		transport.Go(func() {
+			receive := func(from uint64, msgs []*raftpb.Message) {
+				s.inbox.receive(ctx, received{from, time.Now(), msgs})
+			}
+			err := t.Run(ctx, id.Cluster, id.Member, id.Incarnation, receive, s.receiveSnapshot(ctx), s.lost(ctx))
 			if err != nil {
-				cancel(fmt.Errorf("transport: %w", err))
+				s.inbox.fail(fmt.Errorf("transport: %w", err))
 			}
 		})
 	}
 	err = l.run(ctx)
-	l.fail(unknown(ErrStopped))
-	if err == nil {
-		if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
-			err = c
-		}
-	}
-	if err != nil {
-		s.log.Error("this node stops", zap.Error(err))
-	}
-	cancel(nil)
+	cancel()
+	l.fail(ErrStopped)
+	transport.Wait()
 	l.background.Wait()
+	if err == nil {
+		// A clean end: nothing is to be brought back from the log.
+		err = l.keep.work()
+	}
 	return err
 }
 
@@ -205,21 +204,25 @@ func (s *Store) Close() error {
 	} else if first {
 		close(s.stopped)
 	}
-	return s.closeDBs()
+	return s.release()
 }
 
-func (s *Store) closeDBs() error {
-	s.dbs.Do(func() {
+// release closes what is open.
+func (s *Store) release() error {
+	s.closing.Do(func() {
 		var errs []error
+		if s.logs != nil {
+			errs = append(errs, s.logs.wal.Close())
+		}
 		if s.state != nil {
 			errs = append(errs, s.state.close())
 		}
-		if s.logdb != nil {
-			errs = append(errs, s.logdb.close())
+		if s.lock != nil {
+			errs = append(errs, s.lock.release())
 		}
-		s.dbErr = errors.Join(errs...)
+		s.closeErr = errors.Join(errs...)
 	})
-	return s.dbErr
+	return s.closeErr
 }
 
 // show publishes what has changed to Status, Leadership and Changed.
@@ -235,6 +238,15 @@ func (s *Store) show(n seen) {
 		close(s.changed)
 		s.changed = make(chan struct{})
 	}
+}
+
+// showStalled publishes that this node does not lead for now.
+func (s *Store) showStalled() {
+	s.mu.Lock()
+	n := s.seen
+	s.mu.Unlock()
+	n.leading = false
+	s.show(n)
 }
 
 // zapRaft gives raft's messages to the logger.

@@ -166,6 +166,7 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 		out.Flags |= Persistent
 		out.Timeout = time.Duration(p.Timeout)
 		out.Prefix = p.Prefix
+		out.Engine = p.Engine
 	}
 	switch in.SNAT {
 	case lbstate.SNATLocal, "":
@@ -179,7 +180,10 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 	}
 	out.Destinations = make([]Destination, len(in.Backends))
 	for i, b := range in.Backends {
-		d := Destination{Addr: b.Address, Port: b.Port, Weight: uint32(max(0, b.Weight))}
+		d := Destination{
+			Addr: b.Address, Port: b.Port, Weight: uint32(max(0, b.Weight)),
+			Upper: uint32(max(0, b.UpperThreshold)), Lower: uint32(max(0, b.LowerThreshold)),
+		}
 		switch b.Forwarding {
 		case lbstate.Masq, "":
 			d.Forwarding = Masq
@@ -187,12 +191,47 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 			d.Forwarding = DR
 		case lbstate.Tunnel:
 			d.Forwarding = Tunnel
+			if err := d.encapsulate(b.Tunnel); err != nil {
+				return out, fmt.Errorf("tunnel to %s: %w", d.AddrPort(), err)
+			}
 		default:
 			return out, fmt.Errorf("forwarding of %s is %q; masq, dr or tunnel can be programmed", d.AddrPort(), b.Forwarding)
 		}
 		out.Destinations[i] = d
+		if !b.DrainUntil.IsZero() {
+			if out.Until == nil {
+				out.Until = map[netip.AddrPort]time.Time{}
+			}
+			out.Until[d.AddrPort()] = b.DrainUntil
+		}
 	}
 	return out, nil
+}
+
+// encapsulate says how a tunnel wraps packets; nil: in IP alone.
+func (d *Destination) encapsulate(t *lbstate.TunnelOptions) error {
+	if t == nil {
+		return nil
+	}
+	switch t.Type {
+	case lbstate.IPIP, "":
+	case lbstate.GUE:
+		d.Encap, d.EncapPort = GUE, uint16(t.Port)
+	case lbstate.GRE:
+		d.Encap = GRE
+	default:
+		return fmt.Errorf("type is %q; ipip, gue or gre can be programmed", t.Type)
+	}
+	switch t.Checksum {
+	case lbstate.ChecksumNone, "":
+	case lbstate.ChecksumOn:
+		d.EncapFlags = TunnelChecksum
+	case lbstate.ChecksumRemote:
+		d.EncapFlags = TunnelRemoteChecksum
+	default:
+		return fmt.Errorf("checksum is %q; none, on or remote can be programmed", t.Checksum)
+	}
+	return nil
 }
 
 // schedulerFlag is the kernel's bit of a flag's name: sh and mh use the same two.

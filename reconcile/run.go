@@ -15,12 +15,17 @@ const drainPoll = time.Second
 // Run keeps the kernel as the last Sync or Apply wanted it: it ends drains when
 // their connections have ended or their deadline has passed, tries failed
 // operations again with a growing pause each, and undoes changes by others. It
-// returns nil when ctx ends. Nothing is done before the first Sync.
+// returns nil when ctx ends. Before the first Sync the kernel is read, since to
+// find the packet filter takes longer than all else together, but not changed.
 func (r *Reconciler) Run(ctx context.Context) error {
 	if err := r.lock(ctx); err != nil {
 		return nil
 	}
 	r.running++
+	usual := &wanted{services: []DesiredService{{Service: Service{Key: Key{Family: IPv4}}}}}
+	if err := r.reader.read(ctx, usual, newRecord()); err != nil {
+		r.reader.forget() // the first Sync meets the same error, and tells it
+	}
 	r.unlock()
 	defer func() {
 		<-r.turn

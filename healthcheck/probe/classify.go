@@ -41,6 +41,9 @@ func failed(ctx context.Context, phase, expected string, err error) healthcheck.
 	if errors.As(err, &dns) {
 		phase = phaseResolve
 	}
+	if phase == phaseTLS && class == healthcheck.Protocol {
+		class = healthcheck.TLS
+	}
 	return healthcheck.Result{Class: class, Phase: phase, Expected: expected, Found: found(class, err), Advice: advice(class, phase)}
 }
 
@@ -50,7 +53,7 @@ func classify(err error) healthcheck.Class {
 		dns    *net.DNSError
 		verify *tls.CertificateVerificationError
 		record tls.RecordHeaderError
-		alert  tls.AlertError
+		op     *net.OpError
 		host   x509.HostnameError
 		ca     x509.UnknownAuthorityError
 		cert   x509.CertificateInvalidError
@@ -60,8 +63,9 @@ func classify(err error) healthcheck.Class {
 		return healthcheck.Local
 	case errors.As(err, &dns):
 		return healthcheck.DNS
-	case errors.As(err, &verify), errors.As(err, &record), errors.As(err, &alert),
-		errors.As(err, &host), errors.As(err, &ca), errors.As(err, &cert):
+	case errors.As(err, &verify), errors.As(err, &record),
+		errors.As(err, &host), errors.As(err, &ca), errors.As(err, &cert),
+		errors.As(err, &op) && op.Op == "remote error": // an alert
 		return healthcheck.TLS
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), is(err, syscall.ETIMEDOUT):
 		return healthcheck.Timeout
@@ -108,6 +112,10 @@ func found(class healthcheck.Class, err error) string {
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return "the connection was closed early"
+	}
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/" {
+		return "an answer in plain HTTP"
 	}
 	text := err.Error()
 	var op *net.OpError

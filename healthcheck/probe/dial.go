@@ -43,8 +43,20 @@ func (v Via) dialer(halfOpen bool) net.Dialer {
 
 // tcp connects to a numeric address.
 func (v Via) tcp(ctx context.Context, target netip.AddrPort, halfOpen bool) (*net.TCPConn, error) {
+	if err := asked(target); err != nil {
+		return nil, err
+	}
 	d := v.dialer(halfOpen)
 	return d.DialTCP(ctx, "tcp", v.local(), target)
+}
+
+// connect is tcp for those that need no more than a net.Conn.
+func (v Via) connect(ctx context.Context, target netip.AddrPort) (net.Conn, error) {
+	conn, err := v.tcp(ctx, target, false)
+	if err != nil {
+		return nil, err // not a nil *TCPConn in an interface
+	}
+	return conn, nil
 }
 
 // named connects to a host and port that are written out; a name is resolved.
@@ -78,9 +90,31 @@ func at(target netip.AddrPort, address netip.Addr, port uint16) netip.AddrPort {
 	return target
 }
 
+// hostPort is target as a Host header has it. A zone is this host's own
+// business (RFC 6874, section 4).
+func hostPort(target netip.AddrPort) string {
+	return netip.AddrPortFrom(target.Addr().WithZone(""), target.Port()).String()
+}
+
+// hostname is a host, or host and port, without the port.
+func hostname(host string) string {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		return h
+	}
+	return host
+}
+
+// asked refuses what package net would take for this host itself.
+func asked(target netip.AddrPort) error {
+	if !target.Addr().IsValid() || target.Port() == 0 {
+		return localError{fmt.Errorf("no address and port to ask: %v", target)}
+	}
+	return nil
+}
+
 // bind makes c end with ctx's deadline, and at once when ctx is cancelled. The
 // returned function undoes the second.
-func bind(ctx context.Context, c net.Conn) (release func() bool) {
+func bind(ctx context.Context, c interface{ SetDeadline(time.Time) error }) (release func() bool) {
 	if deadline, ok := ctx.Deadline(); ok {
 		c.SetDeadline(deadline) //nolint:errcheck // an error shows up at the next read
 	}

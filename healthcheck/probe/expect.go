@@ -48,18 +48,26 @@ func (x Expect) String() string {
 	return strings.Join(parts, " and ")
 }
 
-// read reads from a stream that may stay open until the answer is met.
+// read reads from a stream that may stay open until the answer is met. One that
+// comes in very many pieces is not looked at after each, which would take time
+// by the square of its length, but whatever ends it, all of it counts.
 func (x Expect) read(ctx context.Context, r io.Reader, phase string) healthcheck.Result {
+	const eager = 64 // pieces
 	var answer []byte
 	chunk := make([]byte, 2048)
-	for {
+	looked := 0 // how long the answer was when it was last looked at
+	for pieces := 0; ; pieces++ {
 		n, err := r.Read(chunk[:min(len(chunk), x.limit()-len(answer))])
 		answer = append(answer, chunk[:n]...)
-		if n > 0 && x.met(answer) {
-			return healthcheck.Result{}
+		full := len(answer) >= x.limit()
+		if pieces < eager || err != nil || full || len(answer)-looked > looked/8 {
+			looked = len(answer)
+			if looked > 0 && x.met(answer) {
+				return healthcheck.Result{}
+			}
 		}
 		switch {
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF) && len(answer) > 0:
 			return x.unmet(answer, phase, false)
 		case err != nil:
 			res := failed(ctx, phase, x.String(), err)
@@ -67,7 +75,7 @@ func (x Expect) read(ctx context.Context, r io.Reader, phase string) healthcheck
 				res.Found += " (so far " + strconv.Quote(quote(string(answer))) + ")"
 			}
 			return res
-		case len(answer) >= x.limit():
+		case full:
 			return x.unmet(answer, phase, true)
 		}
 	}

@@ -1,25 +1,20 @@
 package probe
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"strconv"
+	"slices"
 	"strings"
-	"sync"
+
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/ipvskit/ipvskit/healthcheck"
-)
-
-const (
-	headerLimit  = 64 << 10 // bytes of status line and headers that are read at most
-	interimLimit = 5        // answers of class 1xx that are passed over at most
 )
 
 // HTTPConfig says how an HTTP probe asks. Either Path or URL is required.
@@ -37,28 +32,35 @@ type HTTPConfig struct {
 	// URL is absolute, and dialled as written; the target is not looked at.
 	URL string
 
-	Method string      // default GET
-	Header http.Header // added to the request; a Host in it is refused
+	// Version is 1.1 (default), 2, or auto, which for https takes what the server
+	// chooses. HTTP/2 is negotiated for https, and taken for granted for http.
+	Version string
+
+	Method string // default GET
+	// Header is added to the request, except to another host that a redirect
+	// leads to. What the probe sets itself (Host, framing) is refused.
+	Header http.Header
 
 	// Status is what the answer's code must be among. Body must be met by the
 	// body's first bytes, at most Body.Limit of them, all of which are awaited.
 	Status StatusRanges
 	Body   Expect
 
-	// Redirects is how many of them are followed, within the same timeout. By
-	// default none is: its code is judged like any other.
+	// Redirects is how many of them are followed, within the same timeout: on
+	// the same host at the address that was asked, elsewhere as they are written.
+	// By default none is: its code is judged like any other.
 	Redirects int
 
 	TLS TLSConfig // for https
 	Via Via
 }
 
-// HTTP is a probe that makes one HTTP/1.1 request over a connection of its own.
-// It is made by NewHTTP.
+// HTTP is a probe that makes one request over a connection of its own. It is
+// made by NewHTTP.
 type HTTP struct {
-	cfg  HTTPConfig
-	url  *url.URL // nil: the target is asked for cfg.Path
-	tail string   // of the request, from the end of the Host line on
+	cfg    HTTPConfig
+	url    *url.URL            // nil: the target is asked for cfg.Path
+	header []hpack.HeaderField // cfg.Header, with names in lower case
 }
 
 // NewHTTP makes an HTTP probe.
@@ -69,6 +71,9 @@ func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
 	}
 	if p.cfg.Scheme == "" {
 		p.cfg.Scheme = "http"
+	}
+	if p.cfg.Version == "" {
+		p.cfg.Version = "1.1"
 	}
 	if err := p.prepare(); err != nil {
 		return nil, fmt.Errorf("http probe: %w", err)
@@ -85,6 +90,8 @@ func (p *HTTP) prepare() error {
 		return errors.New("address, port and host go with path; a url says them itself")
 	case c.Scheme != "http" && c.Scheme != "https":
 		return fmt.Errorf("scheme is %q, want http or https", c.Scheme)
+	case c.Version != "1.1" && c.Version != "2" && c.Version != "auto":
+		return fmt.Errorf("version is %q, want 1.1, 2 or auto", c.Version)
 	case !token(c.Method):
 		return fmt.Errorf("method %q is not a token", c.Method)
 	case !visible(c.Host):
@@ -98,111 +105,89 @@ func (p *HTTP) prepare() error {
 			return err
 		}
 		p.url = u
-	} else if u, err := url.ParseRequestURI(c.Path); err != nil || !strings.HasPrefix(c.Path, "/") || u.Host != "" {
-		return fmt.Errorf("path is %q, want one that begins with one slash", c.Path)
+	} else if _, err := url.ParseRequestURI(c.Path); err != nil || c.Path[0] != '/' || strings.HasPrefix(c.Path, "//") ||
+		!visible(c.Path) || strings.Contains(c.Path, "#") {
+		return fmt.Errorf("path is %q, want one slash and what a URL may have after it", c.Path)
 	}
-	var tail strings.Builder
-	tail.WriteString("\r\n")
-	for name, values := range c.Header {
-		if !token(name) || strings.EqualFold(name, "Host") || strings.EqualFold(name, "Connection") {
+	for _, name := range slices.Sorted(maps.Keys(c.Header)) {
+		if !token(name) || ownHeaders[http.CanonicalHeaderKey(name)] {
 			return fmt.Errorf("header %q may not be set", name)
 		}
-		for _, v := range values {
+		for _, v := range c.Header[name] {
 			if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
 				return fmt.Errorf("header %s: %q has control characters", name, v)
 			}
-			tail.WriteString(name + ": " + v + "\r\n")
+			p.header = append(p.header, hpack.HeaderField{Name: strings.ToLower(name), Value: v})
 		}
 	}
-	if c.Header.Get("User-Agent") == "" {
-		tail.WriteString("User-Agent: ipvskit-healthcheck\r\n")
+	switch c.Version {
+	case "2":
+		c.TLS.protocols = []string{alpnH2}
+	case "auto":
+		c.TLS.protocols = []string{alpnH2, "http/1.1"}
 	}
-	tail.WriteString("Accept: */*\r\nConnection: close\r\n\r\n")
-	p.tail = tail.String()
 	return c.Via.validate()
 }
 
-func absolute(raw string) (*url.URL, error) {
-	u, err := url.Parse(raw)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("url: %w", err)
-	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, fmt.Errorf("url %q: scheme is %q, want http or https", raw, u.Scheme)
-	case u.Hostname() == "" || u.User != nil || !visible(u.Host):
-		return nil, fmt.Errorf("url %q: want a host, and no user", raw)
-	}
-	if port := u.Port(); port != "" {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return nil, fmt.Errorf("url %q: port is %q, want 1 to 65535", raw, port)
-		}
-	}
-	return u, nil
+// ownHeaders are those that would change where a request goes, or ends.
+var ownHeaders = map[string]bool{
+	"Host": true, "Connection": true, "Content-Length": true, "Transfer-Encoding": true,
+	"Upgrade": true, "Te": true, "Trailer": true, "Expect": true,
 }
 
-// exchange is one request to one place.
-type exchange struct {
-	scheme  string
-	address string         // host:port that is dialled
-	numeric netip.AddrPort // the same, where it is numeric
-	host    string         // Host header
-	name    string         // that the certificate must have
-	uri     string
-}
+const (
+	userAgent = "ipvskit-healthcheck"
+	alpnH2    = "h2"
+)
 
-func (x exchange) String() string { return x.scheme + "://" + x.host + x.uri }
-
+// first is what target is asked.
 func (p *HTTP) first(target netip.AddrPort) exchange {
 	if p.url != nil {
-		return toURL(p.url)
+		x := toURL(p.url)
+		x.method = p.cfg.Method
+		return x
 	}
 	target = at(target, p.cfg.Address, p.cfg.Port)
-	x := exchange{scheme: p.cfg.Scheme, address: target.String(), numeric: target, host: p.cfg.Host, uri: p.cfg.Path}
+	x := exchange{
+		method: p.cfg.Method, scheme: p.cfg.Scheme,
+		numeric: target, host: p.cfg.Host, uri: p.cfg.Path,
+	}
 	if x.host == "" {
-		// A zone is this host's own business (RFC 6874, section 4).
-		x.host = netip.AddrPortFrom(target.Addr().WithZone(""), target.Port()).String()
+		x.host = hostPort(target)
 	}
-	x.name = x.host
-	if h, _, err := net.SplitHostPort(x.host); err == nil {
-		x.name = h
-	}
+	x.name = hostname(x.host)
 	return x
 }
 
-func toURL(u *url.URL) exchange {
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+// fields are the header fields that go with x, those that frame it aside.
+func (p *HTTP) fields(x exchange) []hpack.HeaderField {
+	var fields []hpack.HeaderField
+	if !x.foreign {
+		fields = slices.Clone(p.header)
 	}
-	x := exchange{
-		scheme: u.Scheme, address: net.JoinHostPort(u.Hostname(), port),
-		host: u.Host, name: u.Hostname(), uri: u.RequestURI(),
+	for _, std := range []hpack.HeaderField{{Name: "user-agent", Value: userAgent}, {Name: "accept", Value: "*/*"}} {
+		if fieldOf(fields, std.Name) == "" {
+			fields = append(fields, std)
+		}
 	}
-	if numeric, err := netip.ParseAddrPort(x.address); err == nil {
-		x.numeric = numeric
+	switch x.method {
+	case http.MethodPost, http.MethodPut, http.MethodPatch:
+		fields = append(fields, hpack.HeaderField{Name: "content-length", Value: "0"})
 	}
-	return x
+	return fields
 }
 
 // Probe makes one request, and more where redirects are followed.
 func (p *HTTP) Probe(ctx context.Context, target netip.AddrPort) healthcheck.Result {
 	x := p.first(target)
 	for followed := 0; ; followed++ {
-		res, location := p.ask(ctx, x)
+		res, code, location := p.ask(ctx, x)
 		if location == "" {
 			return res
 		}
-		where := p.cfg.Method + " " + x.String()
-		base := &url.URL{Scheme: x.scheme, Host: x.host, Path: "/"}
-		if ref, err := url.ParseRequestURI(x.uri); err == nil {
-			base.Path, base.RawQuery = ref.Path, ref.RawQuery
-		}
-		next, err := base.Parse(location)
-		if err == nil {
-			next, err = absolute(next.String())
-		}
+		next, err := x.to(code, location)
 		if err != nil {
-			return healthcheck.Result{Class: healthcheck.Protocol, Phase: phaseAnswer, Expected: where + " to lead to a URL", Found: quote(err.Error())}
+			return healthcheck.Result{Class: healthcheck.Protocol, Phase: phaseAnswer, Expected: x.String() + " to lead to a URL", Found: quote(err.Error())}
 		}
 		if followed == p.cfg.Redirects {
 			return healthcheck.Result{
@@ -210,16 +195,14 @@ func (p *HTTP) Probe(ctx context.Context, target netip.AddrPort) healthcheck.Res
 				Expected: fmt.Sprintf("at most %d redirects", p.cfg.Redirects), Found: "one more, to " + quote(next.String()),
 			}
 		}
-		x = toURL(next)
+		x = next
 	}
 }
 
-// ask makes one request and judges the answer, or gives the location that it
-// leads to.
-func (p *HTTP) ask(ctx context.Context, x exchange) (res healthcheck.Result, location string) {
-	where := p.cfg.Method + " " + x.String()
-	fail := func(phase string, err error) (healthcheck.Result, string) {
-		return failed(ctx, phase, fmt.Sprintf("%s to give %s", where, p.cfg.Status), err), ""
+// ask makes one request and judges the answer, or says where it leads to.
+func (p *HTTP) ask(ctx context.Context, x exchange) (res healthcheck.Result, code int, location string) {
+	fail := func(phase string, err error) (healthcheck.Result, int, string) {
+		return failed(ctx, phase, p.expected(x), err), 0, ""
 	}
 	conn, err := p.connect(ctx, x)
 	if err != nil {
@@ -228,130 +211,90 @@ func (p *HTTP) ask(ctx context.Context, x exchange) (res healthcheck.Result, loc
 	defer conn.Close()
 	defer bind(ctx, conn)()
 	var warning string
+	h2 := p.cfg.Version == "2"
 	if x.scheme == "https" {
 		secure, err := p.cfg.TLS.handshake(ctx, conn, x.name)
 		if err != nil {
 			return fail(phaseTLS, err)
 		}
+		chosen := secure.ConnectionState().NegotiatedProtocol
+		if h2 && chosen != alpnH2 {
+			return fail(phaseTLS, fmt.Errorf("the server chooses %q by ALPN, not h2", quote(chosen)))
+		}
+		h2 = chosen == alpnH2
 		conn, warning = secure, p.cfg.TLS.warning(secure)
 	}
-	if _, err := io.WriteString(conn, p.cfg.Method+" "+x.uri+" HTTP/1.1\r\nHost: "+x.host+p.tail); err != nil {
-		return fail(phaseRequest, err)
+	if h2 {
+		res, code, location = p.ask2(ctx, x, conn)
+	} else {
+		res, code, location = p.ask1(ctx, x, conn)
 	}
+	if res.OK() {
+		res.Warning = warning
+	}
+	return res, code, location
+}
 
-	in := readers.Get().(*reader)
-	defer in.put()
-	in.reset(conn, headerLimit)
-	answer, err := in.answer(p.cfg.Method)
-	if err != nil {
-		return fail(phaseAnswer, err)
+func (p *HTTP) expected(x exchange) string {
+	return fmt.Sprintf("%s to give %s", x, p.cfg.Status)
+}
+
+// answer is one by either version of HTTP.
+type answer struct {
+	code     int
+	status   string // for people
+	location string
+	read     func(limit int) ([]byte, error) // up to one byte more than limit
+}
+
+// judge says what to make of the answer to x.
+func (p *HTTP) judge(ctx context.Context, x exchange, a answer) (res healthcheck.Result, code int, location string) {
+	if p.cfg.Redirects > 0 && a.code/100 == 3 && a.location != "" {
+		return healthcheck.Result{}, a.code, a.location
 	}
-	defer answer.Body.Close()
-	if p.cfg.Redirects > 0 && answer.StatusCode/100 == 3 && answer.Header.Get("Location") != "" {
-		return healthcheck.Result{}, answer.Header.Get("Location")
-	}
-	if !p.cfg.Status.Has(answer.StatusCode) {
+	if !p.cfg.Status.Has(a.code) {
 		return healthcheck.Result{
 			Class: healthcheck.BadStatus, Phase: phaseAnswer,
-			Expected: fmt.Sprintf("%s to give %s", where, p.cfg.Status), Found: quote(answer.Status), Advice: statusAdvice(answer),
-		}, ""
+			Expected: p.expected(x), Found: quote(a.status), Advice: statusAdvice(a.code),
+		}, 0, ""
 	}
 	if p.cfg.Body.any() {
-		return healthcheck.Result{Warning: warning}, ""
+		return healthcheck.Result{}, 0, ""
 	}
-	// Chunked framing may take as much again as the body itself.
 	limit := p.cfg.Body.limit()
-	in.allow(2*int64(limit) + headerLimit)
-	body, err := io.ReadAll(io.LimitReader(answer.Body, int64(limit)+1))
+	body, err := a.read(limit)
 	if err != nil {
-		res := failed(ctx, phaseBody, p.cfg.Body.String()+" in the body of "+where, err)
+		res := failed(ctx, phaseBody, p.cfg.Body.String()+" in the body of "+x.String(), err)
 		res.Found += fmt.Sprintf(" (after %d bytes)", len(body))
-		return res, ""
+		return res, 0, ""
 	}
 	cut := len(body) > limit
 	if body = body[:min(len(body), limit)]; !p.cfg.Body.met(body) {
 		res := p.cfg.Body.unmet(body, phaseBody, cut)
-		res.Expected += " in the body of " + where
-		return res, ""
+		res.Expected += " in the body of " + x.String()
+		return res, 0, ""
 	}
-	return healthcheck.Result{Warning: warning}, ""
+	return healthcheck.Result{}, 0, ""
 }
 
 func (p *HTTP) connect(ctx context.Context, x exchange) (net.Conn, error) {
-	if x.numeric.IsValid() {
-		conn, err := p.cfg.Via.tcp(ctx, x.numeric, false)
-		if err != nil {
-			return nil, err // not a nil *TCPConn in an interface
-		}
-		return conn, nil
+	if x.named != "" {
+		return p.cfg.Via.named(ctx, "tcp", x.named)
 	}
-	return p.cfg.Via.named(ctx, "tcp", x.address)
+	return p.cfg.Via.connect(ctx, x.numeric)
 }
 
-func statusAdvice(answer *http.Response) string {
+func statusAdvice(code int) string {
 	switch {
-	case answer.StatusCode/100 == 3:
+	case code/100 == 3:
 		return "redirects are not followed: check the final URL, or allow redirects"
-	case answer.StatusCode == http.StatusBadRequest, answer.StatusCode == http.StatusNotFound, answer.StatusCode == http.StatusMisdirectedRequest:
+	case code == http.StatusBadRequest, code == http.StatusNotFound, code == http.StatusMisdirectedRequest:
 		return "check the path and the Host header of the check"
-	case answer.StatusCode == http.StatusUnauthorized, answer.StatusCode == http.StatusForbidden:
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
 		return "let this host ask without a login, or expect this status"
 	default:
 		return ""
 	}
-}
-
-var (
-	errHeaderSize = fmt.Errorf("more than %d bytes of headers", headerLimit)
-	errInterim    = fmt.Errorf("more than %d interim answers", interimLimit)
-)
-
-var readers = sync.Pool{New: func() any {
-	r := new(reader)
-	r.buf = bufio.NewReaderSize(r, 2048)
-	return r
-}}
-
-// reader reads an answer within bounds.
-type reader struct {
-	buf  *bufio.Reader
-	from io.Reader
-	left int64
-}
-
-func (r *reader) reset(from io.Reader, limit int64) {
-	r.from, r.left = from, limit
-	r.buf.Reset(r)
-}
-
-func (r *reader) put() {
-	r.reset(nil, 0)
-	readers.Put(r)
-}
-
-func (r *reader) allow(limit int64) { r.left = limit }
-
-func (r *reader) Read(p []byte) (int, error) {
-	if r.left <= 0 {
-		return 0, errHeaderSize
-	}
-	n, err := r.from.Read(p[:min(int64(len(p)), r.left)])
-	r.left -= int64(n)
-	return n, err
-}
-
-// answer reads up to the end of the headers of the final answer.
-func (r *reader) answer(method string) (*http.Response, error) {
-	for range interimLimit + 1 {
-		answer, err := http.ReadResponse(r.buf, &http.Request{Method: method})
-		if err != nil {
-			return nil, err
-		}
-		if answer.StatusCode/100 != 1 || answer.StatusCode == http.StatusSwitchingProtocols {
-			return answer, nil
-		}
-	}
-	return nil, errInterim
 }
 
 // token is RFC 9110's: names of methods and headers.

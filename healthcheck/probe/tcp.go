@@ -17,8 +17,12 @@ type TCPConfig struct {
 
 	// Full completes the handshake and closes the connection in order. By
 	// default, on Linux, the connection is only half opened: the program that
-	// listens never sees it. With Send or Expect it is always a full one.
+	// listens never sees it. With TLS, Send or Expect it is always a full one.
 	Full bool
+
+	// TLS asks for a handshake once connected; the name that the certificate must
+	// have is the address that is asked, unless ServerName says another.
+	TLS *TLSConfig
 
 	// Send is sent once connected. Expect must be found in what comes back;
 	// empty: nothing is read.
@@ -28,7 +32,8 @@ type TCPConfig struct {
 	Via Via
 }
 
-// TCP is a probe that connects. It is made by NewTCP.
+// TCP is a probe that connects, and may make a TLS handshake or a short
+// conversation. It is made by NewTCP.
 type TCP struct {
 	cfg  TCPConfig
 	full bool
@@ -39,7 +44,7 @@ func NewTCP(cfg TCPConfig) (*TCP, error) {
 	if err := cfg.Via.validate(); err != nil {
 		return nil, fmt.Errorf("tcp probe: %w", err)
 	}
-	return &TCP{cfg: cfg, full: cfg.Full || len(cfg.Send) > 0 || !cfg.Expect.any()}, nil
+	return &TCP{cfg: cfg, full: cfg.Full || cfg.TLS != nil || len(cfg.Send) > 0 || !cfg.Expect.any()}, nil
 }
 
 // Probe connects to target.
@@ -50,11 +55,23 @@ func (p *TCP) Probe(ctx context.Context, target netip.AddrPort) healthcheck.Resu
 		return failed(ctx, phaseConnect, "a TCP connection to "+target.String(), err)
 	}
 	defer conn.Close()
-	if len(p.cfg.Send) == 0 && p.cfg.Expect.any() {
+	if p.cfg.TLS == nil && len(p.cfg.Send) == 0 && p.cfg.Expect.any() {
 		return healthcheck.Result{}
 	}
 	defer bind(ctx, conn)()
-	return converse(ctx, conn, p.cfg.Send, p.cfg.Expect)
+	if p.cfg.TLS == nil {
+		return converse(ctx, conn, p.cfg.Send, p.cfg.Expect)
+	}
+	secure, err := p.cfg.TLS.handshake(ctx, conn, target.Addr().WithZone("").String())
+	if err != nil {
+		return failed(ctx, phaseTLS, "a TLS handshake with "+target.String(), err)
+	}
+	res := converse(ctx, secure, p.cfg.Send, p.cfg.Expect)
+	if res.OK() {
+		res.Warning = p.cfg.TLS.warning(secure)
+		secure.Close() // tells the server before the connection is gone
+	}
+	return res
 }
 
 // converse sends and waits for what is expected.

@@ -30,13 +30,15 @@ type Command struct {
 	Version uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	Author  string                 `protobuf:"bytes,2,opt,name=author,proto3" json:"author,omitempty"`
 	Reason  string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	At      int64                  `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`  // Unix milliseconds, by the proposer's clock
-	Key     string                 `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"` // idempotency key
+	At      int64                  `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`            // Unix milliseconds, by the proposer's clock
+	Key     string                 `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`           // idempotency key
+	Request uint64                 `protobuf:"fixed64,6,opt,name=request,proto3" json:"request,omitempty"` // with key: what the caller asked for
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*Command_Transaction
 	//	*Command_Health
 	//	*Command_PruneHistory
+	//	*Command_Rollback
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -107,6 +109,13 @@ func (x *Command) GetKey() string {
 	return ""
 }
 
+func (x *Command) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
 func (x *Command) GetKind() isCommand_Kind {
 	if x != nil {
 		return x.Kind
@@ -141,6 +150,15 @@ func (x *Command) GetPruneHistory() *PruneHistory {
 	return nil
 }
 
+func (x *Command) GetRollback() *Rollback {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_Rollback); ok {
+			return x.Rollback
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -157,11 +175,17 @@ type Command_PruneHistory struct {
 	PruneHistory *PruneHistory `protobuf:"bytes,12,opt,name=prune_history,json=pruneHistory,proto3,oneof"`
 }
 
+type Command_Rollback struct {
+	Rollback *Rollback `protobuf:"bytes,13,opt,name=rollback,proto3,oneof"`
+}
+
 func (*Command_Transaction) isCommand_Kind() {}
 
 func (*Command_Health) isCommand_Kind() {}
 
 func (*Command_PruneHistory) isCommand_Kind() {}
+
+func (*Command_Rollback) isCommand_Kind() {}
 
 // Transaction is applied whole or not at all.
 type Transaction struct {
@@ -747,21 +771,76 @@ func (x *PruneHistory) GetBefore() uint64 {
 	return 0
 }
 
+// Rollback makes the configuration what it was at a revision.
+type Rollback struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            uint64                 `protobuf:"varint,1,opt,name=to,proto3" json:"to,omitempty"`
+	IfRevision    *uint64                `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3,oneof" json:"if_revision,omitempty"` // that of the last change of any configuration
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rollback) Reset() {
+	*x = Rollback{}
+	mi := &file_lbstate_lbstatepb_command_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rollback) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rollback) ProtoMessage() {}
+
+func (x *Rollback) ProtoReflect() protoreflect.Message {
+	mi := &file_lbstate_lbstatepb_command_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rollback.ProtoReflect.Descriptor instead.
+func (*Rollback) Descriptor() ([]byte, []int) {
+	return file_lbstate_lbstatepb_command_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Rollback) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *Rollback) GetIfRevision() uint64 {
+	if x != nil && x.IfRevision != nil {
+		return *x.IfRevision
+	}
+	return 0
+}
+
 var File_lbstate_lbstatepb_command_proto protoreflect.FileDescriptor
 
 const file_lbstate_lbstatepb_command_proto_rawDesc = "" +
 	"\n" +
-	"\x1flbstate/lbstatepb/command.proto\x12\x12ipvskit.lbstate.v1\x1a\x1dlbstate/lbstatepb/state.proto\"\xc7\x02\n" +
+	"\x1flbstate/lbstatepb/command.proto\x12\x12ipvskit.lbstate.v1\x1a\x1dlbstate/lbstatepb/state.proto\"\x9d\x03\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06author\x18\x02 \x01(\tR\x06author\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x0e\n" +
 	"\x02at\x18\x04 \x01(\x03R\x02at\x12\x10\n" +
-	"\x03key\x18\x05 \x01(\tR\x03key\x12C\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key\x12\x18\n" +
+	"\arequest\x18\x06 \x01(\x06R\arequest\x12C\n" +
 	"\vtransaction\x18\n" +
 	" \x01(\v2\x1f.ipvskit.lbstate.v1.TransactionH\x00R\vtransaction\x12:\n" +
 	"\x06health\x18\v \x01(\v2 .ipvskit.lbstate.v1.HealthReportH\x00R\x06health\x12G\n" +
-	"\rprune_history\x18\f \x01(\v2 .ipvskit.lbstate.v1.PruneHistoryH\x00R\fpruneHistoryB\x06\n" +
+	"\rprune_history\x18\f \x01(\v2 .ipvskit.lbstate.v1.PruneHistoryH\x00R\fpruneHistory\x12:\n" +
+	"\brollback\x18\r \x01(\v2\x1c.ipvskit.lbstate.v1.RollbackH\x00R\brollbackB\x06\n" +
 	"\x04kind\"L\n" +
 	"\vTransaction\x12=\n" +
 	"\n" +
@@ -809,7 +888,12 @@ const file_lbstate_lbstatepb_command_proto_rawDesc = "" +
 	"\amessage\x18\b \x01(\tR\amessage\x12\x12\n" +
 	"\x04held\x18\t \x01(\bR\x04held\"&\n" +
 	"\fPruneHistory\x12\x16\n" +
-	"\x06before\x18\x01 \x01(\x04R\x06beforeB.Z,github.com/ipvskit/ipvskit/lbstate/lbstatepbb\x06proto3"
+	"\x06before\x18\x01 \x01(\x04R\x06before\"P\n" +
+	"\bRollback\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\x04R\x02to\x12$\n" +
+	"\vif_revision\x18\x02 \x01(\x04H\x00R\n" +
+	"ifRevision\x88\x01\x01B\x0e\n" +
+	"\f_if_revisionB.Z,github.com/ipvskit/ipvskit/lbstate/lbstatepbb\x06proto3"
 
 var (
 	file_lbstate_lbstatepb_command_proto_rawDescOnce sync.Once
@@ -823,7 +907,7 @@ func file_lbstate_lbstatepb_command_proto_rawDescGZIP() []byte {
 	return file_lbstate_lbstatepb_command_proto_rawDescData
 }
 
-var file_lbstate_lbstatepb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_lbstate_lbstatepb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_lbstate_lbstatepb_command_proto_goTypes = []any{
 	(*Command)(nil),          // 0: ipvskit.lbstate.v1.Command
 	(*Transaction)(nil),      // 1: ipvskit.lbstate.v1.Transaction
@@ -834,31 +918,33 @@ var file_lbstate_lbstatepb_command_proto_goTypes = []any{
 	(*HealthReport)(nil),     // 6: ipvskit.lbstate.v1.HealthReport
 	(*HealthTransition)(nil), // 7: ipvskit.lbstate.v1.HealthTransition
 	(*PruneHistory)(nil),     // 8: ipvskit.lbstate.v1.PruneHistory
-	(*Service)(nil),          // 9: ipvskit.lbstate.v1.Service
-	(*SharedCheck)(nil),      // 10: ipvskit.lbstate.v1.SharedCheck
-	(*DirectorProfile)(nil),  // 11: ipvskit.lbstate.v1.DirectorProfile
-	(*Settings)(nil),         // 12: ipvskit.lbstate.v1.Settings
-	(*Backend)(nil),          // 13: ipvskit.lbstate.v1.Backend
+	(*Rollback)(nil),         // 9: ipvskit.lbstate.v1.Rollback
+	(*Service)(nil),          // 10: ipvskit.lbstate.v1.Service
+	(*SharedCheck)(nil),      // 11: ipvskit.lbstate.v1.SharedCheck
+	(*DirectorProfile)(nil),  // 12: ipvskit.lbstate.v1.DirectorProfile
+	(*Settings)(nil),         // 13: ipvskit.lbstate.v1.Settings
+	(*Backend)(nil),          // 14: ipvskit.lbstate.v1.Backend
 }
 var file_lbstate_lbstatepb_command_proto_depIdxs = []int32{
 	1,  // 0: ipvskit.lbstate.v1.Command.transaction:type_name -> ipvskit.lbstate.v1.Transaction
 	6,  // 1: ipvskit.lbstate.v1.Command.health:type_name -> ipvskit.lbstate.v1.HealthReport
 	8,  // 2: ipvskit.lbstate.v1.Command.prune_history:type_name -> ipvskit.lbstate.v1.PruneHistory
-	2,  // 3: ipvskit.lbstate.v1.Transaction.operations:type_name -> ipvskit.lbstate.v1.Operation
-	9,  // 4: ipvskit.lbstate.v1.Operation.put_service:type_name -> ipvskit.lbstate.v1.Service
-	3,  // 5: ipvskit.lbstate.v1.Operation.put_backend:type_name -> ipvskit.lbstate.v1.PutBackend
-	4,  // 6: ipvskit.lbstate.v1.Operation.delete_backend:type_name -> ipvskit.lbstate.v1.DeleteBackend
-	10, // 7: ipvskit.lbstate.v1.Operation.put_check:type_name -> ipvskit.lbstate.v1.SharedCheck
-	11, // 8: ipvskit.lbstate.v1.Operation.put_profile:type_name -> ipvskit.lbstate.v1.DirectorProfile
-	12, // 9: ipvskit.lbstate.v1.Operation.put_settings:type_name -> ipvskit.lbstate.v1.Settings
-	5,  // 10: ipvskit.lbstate.v1.Operation.delete:type_name -> ipvskit.lbstate.v1.Delete
-	13, // 11: ipvskit.lbstate.v1.PutBackend.backend:type_name -> ipvskit.lbstate.v1.Backend
-	7,  // 12: ipvskit.lbstate.v1.HealthReport.transitions:type_name -> ipvskit.lbstate.v1.HealthTransition
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	9,  // 3: ipvskit.lbstate.v1.Command.rollback:type_name -> ipvskit.lbstate.v1.Rollback
+	2,  // 4: ipvskit.lbstate.v1.Transaction.operations:type_name -> ipvskit.lbstate.v1.Operation
+	10, // 5: ipvskit.lbstate.v1.Operation.put_service:type_name -> ipvskit.lbstate.v1.Service
+	3,  // 6: ipvskit.lbstate.v1.Operation.put_backend:type_name -> ipvskit.lbstate.v1.PutBackend
+	4,  // 7: ipvskit.lbstate.v1.Operation.delete_backend:type_name -> ipvskit.lbstate.v1.DeleteBackend
+	11, // 8: ipvskit.lbstate.v1.Operation.put_check:type_name -> ipvskit.lbstate.v1.SharedCheck
+	12, // 9: ipvskit.lbstate.v1.Operation.put_profile:type_name -> ipvskit.lbstate.v1.DirectorProfile
+	13, // 10: ipvskit.lbstate.v1.Operation.put_settings:type_name -> ipvskit.lbstate.v1.Settings
+	5,  // 11: ipvskit.lbstate.v1.Operation.delete:type_name -> ipvskit.lbstate.v1.Delete
+	14, // 12: ipvskit.lbstate.v1.PutBackend.backend:type_name -> ipvskit.lbstate.v1.Backend
+	7,  // 13: ipvskit.lbstate.v1.HealthReport.transitions:type_name -> ipvskit.lbstate.v1.HealthTransition
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_lbstate_lbstatepb_command_proto_init() }
@@ -871,6 +957,7 @@ func file_lbstate_lbstatepb_command_proto_init() {
 		(*Command_Transaction)(nil),
 		(*Command_Health)(nil),
 		(*Command_PruneHistory)(nil),
+		(*Command_Rollback)(nil),
 	}
 	file_lbstate_lbstatepb_command_proto_msgTypes[2].OneofWrappers = []any{
 		(*Operation_PutService)(nil),
@@ -881,13 +968,14 @@ func file_lbstate_lbstatepb_command_proto_init() {
 		(*Operation_PutSettings)(nil),
 		(*Operation_Delete)(nil),
 	}
+	file_lbstate_lbstatepb_command_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lbstate_lbstatepb_command_proto_rawDesc), len(file_lbstate_lbstatepb_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1487,7 +1487,7 @@ func (x *ChangedObject) GetOutcome() string {
 // Done remembers the outcome of a command by its idempotency key.
 type Done struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        uint64                 `protobuf:"fixed64,1,opt,name=digest,proto3" json:"digest,omitempty"` // over the command's operations
+	Request       uint64                 `protobuf:"fixed64,1,opt,name=request,proto3" json:"request,omitempty"` // what the caller asked for
 	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	Outcomes      []*ObjectOutcome       `protobuf:"bytes,3,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1524,9 +1524,9 @@ func (*Done) Descriptor() ([]byte, []int) {
 	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{16}
 }
 
-func (x *Done) GetDigest() uint64 {
+func (x *Done) GetRequest() uint64 {
 	if x != nil {
-		return x.Digest
+		return x.Request
 	}
 	return 0
 }
@@ -1763,9 +1763,9 @@ const file_lbstate_lbstatepb_state_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06before\x18\x03 \x01(\x04R\x06before\x12\x18\n" +
-	"\aoutcome\x18\x04 \x01(\tR\aoutcome\"y\n" +
-	"\x04Done\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\x06R\x06digest\x12\x1a\n" +
+	"\aoutcome\x18\x04 \x01(\tR\aoutcome\"{\n" +
+	"\x04Done\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\x06R\arequest\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12=\n" +
 	"\boutcomes\x18\x03 \x03(\v2!.ipvskit.lbstate.v1.ObjectOutcomeR\boutcomes\"m\n" +
 	"\rObjectOutcome\x12\x12\n" +

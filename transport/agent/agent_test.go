@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -185,7 +186,7 @@ func TestGuardHoldsForeignAndEmptyStates(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the released state is applied", func() bool { return again.last().Cluster == 8 })
-	if err := c.Release(); err != ErrNothingHeld {
+	if err := c.Release(); !errors.Is(err, ErrNothingHeld) {
 		t.Errorf("a second release: %v", err)
 	}
 }

@@ -30,11 +30,6 @@ type chunker struct {
 	size   int
 }
 
-// resume starts a chunker that continues after another's chunks.
-func (c *chunker) resume() *chunker {
-	return &chunker{chunks: c.chunks[:len(c.chunks):len(c.chunks)], crc: c.crc, size: c.size}
-}
-
 func (c *chunker) write(p []byte) {
 	c.size += len(p)
 	for len(p) > 0 {

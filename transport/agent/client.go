@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +27,8 @@ func (c ClientConfig) withDefaults() ClientConfig {
 	setDefault(&c.ConnectTimeout, 5*time.Second)
 	setDefault(&c.MinBackoff, 200*time.Millisecond)
 	setDefault(&c.MaxBackoff, 5*time.Second)
+	setDefault(&c.RebalanceInterval, 5*time.Minute)
+	setDefault(&c.RenewSpread, 30*time.Second)
 	setDefault(&c.MaxUpdate, 256<<20)
 	return c
 }
@@ -43,6 +43,8 @@ func (c ClientConfig) validate() error {
 		return errors.New("agent: Dir is required")
 	case c.Applier == nil:
 		return errors.New("agent: Applier is required")
+	case c.RebalanceInterval > 0 && c.RebalanceInterval < time.Millisecond:
+		return fmt.Errorf("agent: RebalanceInterval is %v, want at least 1ms, or less than 0 for none", c.RebalanceInterval)
 	}
 	for _, server := range c.Servers {
 		host, _, err := net.SplitHostPort(server)
@@ -233,35 +235,6 @@ func (c *Client) ack(a *agentpb.Ack) {
 	}
 }
 
-// dialLoop stays with a server while it serves, and else goes on to the next.
-func (c *Client) dialLoop(ctx context.Context) error {
-	servers := slices.Clone(c.cfg.Servers)
-	rand.Shuffle(len(servers), func(i, j int) { servers[i], servers[j] = servers[j], servers[i] })
-	backoff := c.cfg.MinBackoff
-	for i := 0; ctx.Err() == nil; i++ {
-		server := servers[i%len(servers)]
-		served, err := c.follow(ctx, server)
-		if ctx.Err() != nil {
-			break
-		}
-		c.disconnected(server, err)
-		if served {
-			backoff = c.cfg.MinBackoff
-		}
-		if served || (i+1)%len(servers) == 0 {
-			pause := backoff/2 + rand.N(backoff)
-			if !served {
-				backoff = min(2*backoff, c.cfg.MaxBackoff)
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-		}
-	}
-	return nil
-}
-
 func (c *Client) disconnected(server string, err error) {
 	c.mu.Lock()
 	said := c.status.LastError
@@ -275,8 +248,7 @@ func (c *Client) disconnected(server string, err error) {
 	}
 }
 
-// follow runs one stream and says whether the server ever served it.
-func (c *Client) follow(ctx context.Context, server string) (served bool, err error) {
+func (c *Client) dial(server string) (*grpc.ClientConn, error) {
 	creds := c.cfg.Credentials
 	if creds == nil {
 		creds = insecure.NewCredentials()
@@ -287,7 +259,12 @@ func (c *Client) follow(ctx context.Context, server string) (served bool, err er
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithDisableServiceConfig(),
 	}, c.cfg.DialOptions...)
-	conn, err := grpc.NewClient("passthrough:///"+server, opts...)
+	return grpc.NewClient("passthrough:///"+server, opts...)
+}
+
+// follow runs one stream and says whether the server ever served it.
+func (c *Client) follow(ctx context.Context, server string) (served bool, err error) {
+	conn, err := c.dial(server)
 	if err != nil {
 		return false, err
 	}
@@ -298,14 +275,14 @@ func (c *Client) follow(ctx context.Context, server string) (served bool, err er
 	defer watchdog.Stop()
 	stream, err := agentpb.NewAgentsClient(conn).Stream(ctx)
 	if err != nil {
-		return false, cause(ctx, err)
+		return false, explained(cause(ctx, err))
 	}
-	s := &session{client: c, stream: stream, server: server, acks: make(chan *agentpb.Ack, 64), alive: watchdog, silence: c.cfg.ConnectTimeout}
+	s := &session{client: c, stream: stream, server: server, acks: make(chan *agentpb.Ack, 64), requests: make(chan []byte, 1), alive: watchdog, silence: c.cfg.ConnectTimeout}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil) // before waiting for the sender
 	if err := s.greet(ctx); err != nil {
-		return false, cause(ctx, err)
+		return false, explained(cause(ctx, err))
 	}
 	wg.Go(func() { s.sendLoop(ctx) })
 	return true, cause(ctx, s.receive())

@@ -47,6 +47,7 @@ type ClientConfig struct {
 	// for servers that are not on loopback unless Insecure is set.
 	Credentials credentials.TransportCredentials
 	Insecure    bool
+	Renewer     Renewer           // keeps Credentials fresh; nil leaves that to others
 	DialOptions []grpc.DialOption // added to the client's own
 
 	Guard Guard
@@ -54,8 +55,13 @@ type ClientConfig struct {
 	ConnectTimeout time.Duration // until a server's welcome; default 5s
 	MinBackoff     time.Duration // after all servers were tried; default 200ms
 	MaxBackoff     time.Duration // default 5s
-	MaxUpdate      int           // bytes of one update; default 256 MiB
-	Logger         *zap.Logger   // nil is silent
+	// RebalanceInterval is about how often an agent that is served by another
+	// server than its own looks whether that is back, and goes there. Default 5m;
+	// negative is never.
+	RebalanceInterval time.Duration
+	RenewSpread       time.Duration // within which agents renew when servers trust another authority; default 30s
+	MaxUpdate         int           // bytes of one update; default 256 MiB
+	Logger            *zap.Logger   // nil is silent
 }
 
 // ClientStatus is a copy of what a client knows of itself.

@@ -13,7 +13,7 @@ func pairDigest(name string, version uint64) uint64 {
 	for i := range len(name) {
 		h = (h ^ uint64(name[i])) * prime
 	}
-	// The finalizer of SplitMix64, so that neighbouring versions differ in
+	// The finalizer of SplitMix64, so that neighboring versions differ in
 	// every bit and sums do not cancel.
 	h ^= version * 0x9e3779b97f4a7c15
 	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9

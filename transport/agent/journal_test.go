@@ -85,13 +85,13 @@ func TestJournalCutsAndFlips(t *testing.T) {
 		}
 		return reopen(t, d)
 	}
-	for n := range len(deltas) {
+	for n := range deltas {
 		st, status := try(base, deltas[:n])
 		if status.Damage != "" || st.revision < 1 || st.revision > 3 {
 			t.Errorf("cut at %d: revision %d, %+v", n, st.revision, status)
 		}
 	}
-	for n := 0; n < len(deltas); n++ {
+	for n := range deltas {
 		flipped := append([]byte(nil), deltas...)
 		flipped[n] ^= 0x40
 		st, status := try(base, flipped)
@@ -102,7 +102,7 @@ func TestJournalCutsAndFlips(t *testing.T) {
 			t.Errorf("flip at %d: a damaged state is used, at revision %d", n, st.revision)
 		}
 	}
-	for n := range len(base) {
+	for n := range base {
 		flipped := append([]byte(nil), base...)
 		flipped[n] ^= 0x40
 		if st, status := try(flipped, deltas); status.Damage == "" || st.revision != 0 {

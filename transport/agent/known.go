@@ -14,8 +14,9 @@ type known struct {
 	limit int
 	keep  time.Duration
 
-	mu     sync.Mutex // guards agents
+	mu     sync.Mutex // guards the fields below
 	agents map[string]*AgentInfo
+	swept  time.Time // when those gone for long were last looked for
 }
 
 func newKnown(limit int, keep time.Duration) *known {
@@ -72,9 +73,13 @@ func (k *known) acked(name string, ack *agentpb.Ack) {
 // forget drops who has been gone for long, and the longest gone where there
 // are too many. The caller holds mu.
 func (k *known) forget() {
-	for name, a := range k.agents {
-		if !a.Connected && time.Since(a.Since) > k.keep {
-			delete(k.agents, name)
+	// Not at each call: after a server's death thousands of agents come at once.
+	if time.Since(k.swept) > min(k.keep, time.Second) {
+		k.swept = time.Now()
+		for name, a := range k.agents {
+			if !a.Connected && time.Since(a.Since) > k.keep {
+				delete(k.agents, name)
+			}
 		}
 	}
 	for len(k.agents) >= k.limit {

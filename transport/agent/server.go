@@ -32,6 +32,11 @@ type ServerConfig struct {
 	ServerName string        // shown to agents and in AgentInfo; default "server"
 	Version    string        // of the program, told to agents
 
+	// Predecessors are the clusters that this one was restored from, where a
+	// person has released their agents: these accept its state in place of a
+	// predecessor's. It must be quick. Nil is none.
+	Predecessors func() []uint64
+
 	// Ready says why this server must not serve agents just now (it lags, is
 	// cut off from the quorum, or has no cluster), or nil. It should prove
 	// that the local state holds every acknowledged write, as a linearizable
@@ -39,8 +44,14 @@ type ServerConfig struct {
 	// ready while Cluster is not 0.
 	Ready func(context.Context) error
 
+	// Authenticator, where given, proves the agents' names and labels by their
+	// certificates; without it they are what they say. The gRPC server needs
+	// TLS that asks for certificates: see ServerCredentials.
+	Authenticator Authenticator
+
 	// LabelsFor gives the labels that select the agent's services, and an
-	// error refuses the agent. Default: those that it claims in its hello.
+	// error refuses the agent. Hello has those that the Authenticator has
+	// proved, or without one those that the agent claims; they are the default.
 	LabelsFor func(context.Context, Hello) (map[string]string, error)
 
 	HeartbeatInterval time.Duration // default 2s
@@ -53,8 +64,8 @@ type ServerConfig struct {
 	Logger            *zap.Logger   // nil is silent
 }
 
-// Hello is what an agent says of itself. Only its name may be proved by a
-// credential; everything else is information.
+// Hello is what an agent says of itself. An Authenticator proves its name and
+// labels; everything else is information.
 type Hello struct {
 	Name     string
 	Address  string // of the other end of the connection
@@ -70,11 +81,14 @@ type Server struct {
 	cfg     ServerConfig
 	log     *zap.Logger
 	known   *known
-	streams sync.WaitGroup // handlers and their receivers
+	streams sync.WaitGroup // handlers, their receivers, views
+	views   views
 
 	mu     sync.Mutex // guards the fields below
 	closed bool
 	open   map[string]*stream // by the agent's name
+	// releases wait for agents that hold a state back, by the agent's name.
+	releases map[string]pendingRelease
 
 	readyMu sync.Mutex // guards the fields below, and makes one caller ask for all
 	readyAt time.Time
@@ -90,7 +104,8 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	return &Server{
 		cfg: cfg, log: cfg.Logger,
 		known: newKnown(cfg.MaxKnown, cfg.KeepKnown),
-		open:  map[string]*stream{},
+		open:  map[string]*stream{}, releases: map[string]pendingRelease{},
+		views: views{open: map[string]*view{}},
 	}, nil
 }
 
@@ -113,6 +128,9 @@ func (c ServerConfig) withDefaults() ServerConfig {
 	}
 	if c.LabelsFor == nil {
 		c.LabelsFor = func(_ context.Context, h Hello) (map[string]string, error) { return maps.Clone(h.Labels), nil }
+	}
+	if c.Predecessors == nil {
+		c.Predecessors = func() []uint64 { return nil }
 	}
 	setDefault(&c.HeartbeatInterval, 2*time.Second)
 	setDefault(&c.SilenceTimeout, 4*c.HeartbeatInterval)
@@ -159,7 +177,6 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.ReadBufferSize(4 << 10),
 		grpc.WriteBufferSize(16 << 10),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
@@ -183,6 +200,7 @@ func (s *Server) Close() error {
 		st.end(agentpb.Bye_STOPPING, "the server stops")
 	}
 	s.mu.Unlock()
+	s.closeViews()
 	s.streams.Wait()
 	return nil
 }

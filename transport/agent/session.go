@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -22,7 +23,12 @@ type session struct {
 	silence time.Duration
 	beat    time.Duration
 	cluster uint64
-	parts   assembler
+	// predecessors are the clusters whose state may be replaced by this one's.
+	predecessors []uint64
+	parts        assembler
+
+	requests chan []byte // for a new credential, on their way to sendLoop
+	renewal  renewal
 }
 
 // greet says hello and takes the welcome.
@@ -55,7 +61,7 @@ func (s *session) greet(ctx context.Context) error {
 	if w == nil {
 		return errors.New("the server's first message is no welcome")
 	}
-	s.cluster = w.GetCluster()
+	s.cluster, s.predecessors = w.GetCluster(), w.GetPredecessors()
 	s.silence = min(max(time.Duration(w.GetSilenceMillis())*time.Millisecond, 100*time.Millisecond), time.Minute)
 	s.beat = min(max(time.Duration(w.GetHeartbeatMillis())*time.Millisecond, 10*time.Millisecond), s.silence/2)
 	s.parts.limit = c.cfg.MaxUpdate
@@ -78,6 +84,8 @@ func (s *session) sendLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case request := <-s.requests:
+			m = &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Renew{Renew: &agentpb.Renew{Request: request}}}
 		case ack := <-s.acks:
 			m = &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: ack}}
 		}
@@ -108,6 +116,14 @@ func (s *session) receive() error {
 					return err
 				}
 			}
+		case m.GetRelease() != nil:
+			if err := s.released(m.GetRelease()); err != nil {
+				return err
+			}
+		case m.GetHeartbeat() != nil:
+			s.renewIfDue(m.GetHeartbeat().GetTrust())
+		case m.GetCredential() != nil:
+			s.renewed(m.GetCredential())
 		case m.GetBye() != nil:
 			return fmt.Errorf("the server ends the stream: %s", m.GetBye().GetReason())
 		}
@@ -150,7 +166,11 @@ func (s *session) update(u *agentpb.Update) error {
 				removed[name] = struct{}{}
 			}
 		}
-		if reason, vanished := c.cfg.Guard.judge(have, next, removed); reason != "" {
+		guard := c.cfg.Guard
+		if slices.Contains(s.predecessors, have.cluster) {
+			guard.AcceptCluster = u.GetCluster()
+		}
+		if reason, vanished := guard.judge(have, next, removed); reason != "" {
 			c.held = next
 			c.status.Held = &Held{Reason: reason, Server: s.server, Cluster: next.cluster, Revision: next.revision, Services: len(next.entries), Vanished: vanished[:min(len(vanished), 100)], Since: time.Now()}
 			c.log.Warn("a state is held back; traffic goes on as it is", zap.String("server", s.server), zap.String("reason", reason))

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync"
@@ -11,9 +12,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/transport/agent/agentpb"
@@ -36,18 +35,19 @@ func (f *farewell) Error() string { return f.reason }
 // stream is one agent's stream on the server.
 type stream struct {
 	server *Server
-	hello  Hello // set before begun
-	begun  bool  // guarded by the server's mu
+	hello  Hello                // set before begun
+	tls    *tls.ConnectionState // the same; nil without an Authenticator
+	begun  bool                 // guarded by the server's mu
 	cancel context.CancelCauseFunc
 	heard  atomic.Int64 // Unix nanoseconds of the last message
 	flow   chan *agentpb.Ack
 
+	released chan struct{} // capacity 1: a release may wait for this agent
+
 	sendMu sync.Mutex // one sender at a time
 	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
 
-	// What the agent holds when it has accepted everything sent.
-	versions map[string]uint64
-	digest   uint64
+	renewed time.Time // when a credential was last asked for; of receive
 }
 
 func (st *stream) end(code agentpb.Bye_Code, reason string) { st.cancel(&farewell{code, reason}) }
@@ -61,11 +61,17 @@ func (st *stream) send(m *agentpb.ServerMessage) error {
 // Stream serves one agent until either side ends it.
 func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]) error {
 	s := sv.server
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return status.Error(codes.Unavailable, "the server stops")
+	}
 	s.streams.Add(1)
+	s.mu.Unlock()
 	defer s.streams.Done()
 	ctx, cancel := context.WithCancelCause(g.Context())
 	defer cancel(nil)
-	st := &stream{server: s, cancel: cancel, grpc: g, flow: make(chan *agentpb.Ack, 1)}
+	st := &stream{server: s, cancel: cancel, grpc: g, flow: make(chan *agentpb.Ack, 1), released: make(chan struct{}, 1)}
 	// The handler only waits: a send or receive that hangs in one of the
 	// goroutines ends when the handler returns.
 	served := make(chan error, 1)
@@ -113,8 +119,8 @@ func (st *stream) serve(ctx context.Context) error {
 		return &farewell{agentpb.Bye_NOT_READY, err.Error()}
 	}
 	hello := Hello{Name: h.GetName(), Version: h.GetVersion(), Features: h.GetFeatures(), Labels: h.GetLabels(), Cluster: h.GetCluster(), Revision: h.GetRevision()}
-	if p, ok := peer.FromContext(ctx); ok {
-		hello.Address = p.Addr.String()
+	if st.tls, err = s.admit(ctx, &hello); err != nil {
+		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
 	labels, err := s.cfg.LabelsFor(ctx, hello)
 	if err != nil {
@@ -136,10 +142,17 @@ func (st *stream) serve(ctx context.Context) error {
 	cluster := s.cfg.Cluster()
 	err = st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Welcome{Welcome: &agentpb.Welcome{
 		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version,
+		Predecessors:    s.cfg.Predecessors(),
 		HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
 	}}})
 	if err != nil {
 		return err
+	}
+	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = h.GetHeld()[:min(len(h.GetHeld()), 1024)] })
+	if h.GetHeld() != "" {
+		if err := st.release(); err != nil {
+			return err
+		}
 	}
 	st.heard.Store(time.Now().UnixNano())
 	s.streams.Go(func() { st.receive(ctx) })
@@ -174,6 +187,11 @@ func (st *stream) receive(ctx context.Context) {
 		switch {
 		case m.GetHeartbeat() != nil:
 			st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.LastHeard = time.Now() })
+		case m.GetRenew() != nil:
+			if err := st.renew(m.GetRenew()); err != nil {
+				st.cancel(err)
+				return
+			}
 		case m.GetAck() != nil:
 			ack := m.GetAck()
 			st.server.known.acked(st.hello.Name, ack)
@@ -185,7 +203,7 @@ func (st *stream) receive(ctx context.Context) {
 				}
 			}
 		default:
-			st.end(agentpb.Bye_REFUSED, "neither an acknowledgement nor a heartbeat")
+			st.end(agentpb.Bye_REFUSED, "neither an acknowledgement nor a heartbeat nor a request")
 			return
 		}
 	}
@@ -202,10 +220,20 @@ func (st *stream) beat(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-st.released:
+			if err := st.release(); err != nil {
+				st.cancel(err)
+				return
+			}
+			continue
 		case <-tick.C:
 		}
 		if silent := time.Since(time.Unix(0, st.heard.Load())); silent > s.cfg.SilenceTimeout {
 			st.end(agentpb.Bye_SLOW, fmt.Sprintf("nothing heard for %v", silent.Round(time.Millisecond)))
+			return
+		}
+		if err := st.proved(); err != nil {
+			st.end(agentpb.Bye_REFUSED, err.Error())
 			return
 		}
 		err := s.ready(ctx)
@@ -216,59 +244,78 @@ func (st *stream) beat(ctx context.Context) {
 			st.end(agentpb.Bye_NOT_READY, err.Error())
 			return
 		}
-		if err := st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}}); err != nil {
+		if err := st.send(s.heartbeat()); err != nil {
 			st.cancel(err)
 			return
 		}
 	}
 }
 
-// follow sends updates, one in flight. The watcher coalesces what changes
-// while the agent is busy.
+// follow sends updates, one in flight. What changes while the agent is busy is
+// coalesced: each service once, as it is at the end.
 func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) error {
-	resume := h.GetCluster() == cluster && h.GetRevision() > 0
+	v := st.server.acquire(st.hello.Labels)
+	if v == nil {
+		return &farewell{agentpb.Bye_STOPPING, "the server stops"}
+	}
+	defer st.server.release(v)
 	have := uint64(0)
-	if resume {
+	if h.GetCluster() == cluster {
 		have = h.GetRevision()
 	}
-	full := func(from uint64) *lbstate.Watcher {
-		return st.server.cfg.Store.Watch(lbstate.WatchOptions{From: from, Full: true, Labels: st.hello.Labels})
-	}
-	w := full(have)
+	resume, full := have > 0, have == 0
+	restores := -1 // of the moment before
 	for {
-		u, err := w.Next(ctx)
+		now, changed, err := v.state()
 		if err != nil {
 			return err
 		}
-		if u.Revision < have {
-			return &farewell{agentpb.Bye_BEHIND, fmt.Sprintf("this server is at revision %d, the agent has seen %d", u.Revision, have)}
+		if now != nil {
+			// What the agent holds may be of a state that is no more.
+			full = full || restores >= 0 && now.restores != restores
+			restores = now.restores
 		}
-		st.remember(u)
-		p := &agentpb.Update{Cluster: cluster, Revision: u.Revision, Full: u.Full, Since: have, Digest: st.digest, Removed: u.Removed}
-		// An agent that resumes gets what changed since; where it does not
-		// hold what its revision says, the digest tells, and it asks for all.
-		delta := u.Full && resume && u.Since == have
-		resume = false
-		p.Full = u.Full && !delta
-		for _, s := range u.Services {
-			if !delta || s.Version > have {
-				p.Services = append(p.Services, lbstate.Desired(s).Proto())
+		var next *encoding
+		switch {
+		case now == nil: // the first read is under way
+		case full, resume && !now.covers(have):
+			next, err = v.read(now, cluster, have, full)
+		case have < now.revision:
+			next, err = now.delta(cluster, have)
+		case resume && h.GetDigest() != now.digest:
+			full = true
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if next != nil && next.revision < have {
+			return &farewell{agentpb.Bye_BEHIND, fmt.Sprintf("this server is at revision %d, the agent has seen %d", next.revision, have)}
+		}
+		if next != nil && next.empty && resume && h.GetDigest() == next.digest {
+			next = nil // the agent holds it all
+		}
+		if next == nil {
+			resume = resume && now == nil
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return context.Cause(ctx)
 			}
+			continue
 		}
-		if delta && len(p.Services)+len(p.Removed) == 0 && u.Revision == have && h.GetDigest() == st.digest {
-			continue // nothing has changed, and the agent holds it all
-		}
-		ack, err := st.deliver(ctx, p)
+		ack, err := st.deliver(ctx, next)
 		if err != nil {
 			return err
 		}
+		resume, full = false, false
 		switch {
 		case ack.GetKind() == agentpb.Ack_RECEIVED:
-			have = u.Revision
+			have = next.revision
 		case ack.GetWantFull():
-			w = full(have)
+			full = true
 		default: // rejected, or held until someone releases it
-			have = u.Revision
+			have = next.revision
 			if ack.GetKind() == agentpb.Ack_REJECTED {
 				return &farewell{agentpb.Bye_REFUSED, "the agent rejected the update: " + ack.GetReason()}
 			}
@@ -276,37 +323,10 @@ func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) 
 	}
 }
 
-// remember keeps the digest of the view that the agent has after u.
-func (st *stream) remember(u lbstate.Update) {
-	if u.Full {
-		st.versions, st.digest = make(map[string]uint64, len(u.Services)), 0
-	} else {
-		for _, name := range u.Removed {
-			if v, ok := st.versions[name]; ok {
-				st.digest -= pairDigest(name, v)
-				delete(st.versions, name)
-			}
-		}
-	}
-	for _, s := range u.Services {
-		if v, ok := st.versions[s.Name]; ok {
-			st.digest -= pairDigest(s.Name, v)
-		}
-		st.versions[s.Name] = s.Version
-		st.digest += pairDigest(s.Name, s.Version)
-	}
-}
-
-func (st *stream) deliver(ctx context.Context, p *agentpb.Update) (*agentpb.Ack, error) {
-	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(p)
-	if err != nil {
-		return nil, err
-	}
-	var c chunker
-	c.write(data)
-	c.cut(true)
+// deliver sends an update and waits for the agent's word on it.
+func (st *stream) deliver(ctx context.Context, e *encoding) (*agentpb.Ack, error) {
 	slow := time.AfterFunc(st.server.cfg.SendTimeout, func() { st.end(agentpb.Bye_SLOW, "the agent does not read") })
-	for _, m := range c.chunks {
+	for _, m := range e.chunks {
 		if err := st.send(m); err != nil {
 			slow.Stop()
 			return nil, err
@@ -314,11 +334,11 @@ func (st *stream) deliver(ctx context.Context, p *agentpb.Update) (*agentpb.Ack,
 		slow.Reset(st.server.cfg.SendTimeout)
 	}
 	slow.Stop()
-	st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = p.GetRevision() })
+	st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = e.revision })
 	for {
 		select {
 		case ack := <-st.flow:
-			if ack.GetRevision() == p.GetRevision() {
+			if ack.GetRevision() == e.revision {
 				return ack, nil
 			}
 		case <-ctx.Done():
@@ -336,7 +356,11 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 	if err := s.ready(ctx); err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
-	labels, err := s.cfg.LabelsFor(ctx, Hello{Name: r.GetName(), Labels: r.GetLabels(), Cluster: r.GetCluster(), Revision: r.GetRevision()})
+	hello := Hello{Name: r.GetName(), Labels: r.GetLabels(), Cluster: r.GetCluster(), Revision: r.GetRevision()}
+	if _, err := s.admit(ctx, &hello); err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	labels, err := s.cfg.LabelsFor(ctx, hello)
 	if err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}

@@ -31,6 +31,8 @@
 //   - No length that arrives is believed: frames are bounded, counts are bounded
 //     by the bytes that came, memory grows with what was received. Bytes that do
 //     not decode end their own connection and nothing else.
+//   - With TLS both ends show certificates; [Transport.Recheck] ends connections
+//     whose certificate was revoked since.
 //   - A peer that stops reading holds a goroutine for at most the write timeout;
 //     one that falls silent is noticed by pings.
 //

@@ -146,7 +146,7 @@ func (x Bye_Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Bye_Code.Descriptor instead.
 func (Bye_Code) EnumDescriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{11, 0}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{13, 0}
 }
 
 type AgentMessage struct {
@@ -156,6 +156,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Hello
 	//	*AgentMessage_Ack
 	//	*AgentMessage_Heartbeat
+	//	*AgentMessage_Renew
 	Message       isAgentMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -225,6 +226,15 @@ func (x *AgentMessage) GetHeartbeat() *Heartbeat {
 	return nil
 }
 
+func (x *AgentMessage) GetRenew() *Renew {
+	if x != nil {
+		if x, ok := x.Message.(*AgentMessage_Renew); ok {
+			return x.Renew
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Message interface {
 	isAgentMessage_Message()
 }
@@ -241,11 +251,17 @@ type AgentMessage_Heartbeat struct {
 	Heartbeat *Heartbeat `protobuf:"bytes,3,opt,name=heartbeat,proto3,oneof"`
 }
 
+type AgentMessage_Renew struct {
+	Renew *Renew `protobuf:"bytes,4,opt,name=renew,proto3,oneof"` // answered with a credential
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Message() {}
 
 func (*AgentMessage_Ack) isAgentMessage_Message() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Message() {}
+
+func (*AgentMessage_Renew) isAgentMessage_Message() {}
 
 type ServerMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -256,6 +272,7 @@ type ServerMessage struct {
 	//	*ServerMessage_Heartbeat
 	//	*ServerMessage_Release
 	//	*ServerMessage_Bye
+	//	*ServerMessage_Credential
 	Message       isServerMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -343,6 +360,15 @@ func (x *ServerMessage) GetBye() *Bye {
 	return nil
 }
 
+func (x *ServerMessage) GetCredential() *Credential {
+	if x != nil {
+		if x, ok := x.Message.(*ServerMessage_Credential); ok {
+			return x.Credential
+		}
+	}
+	return nil
+}
+
 type isServerMessage_Message interface {
 	isServerMessage_Message()
 }
@@ -367,6 +393,10 @@ type ServerMessage_Bye struct {
 	Bye *Bye `protobuf:"bytes,5,opt,name=bye,proto3,oneof"` // the last message
 }
 
+type ServerMessage_Credential struct {
+	Credential *Credential `protobuf:"bytes,6,opt,name=credential,proto3,oneof"`
+}
+
 func (*ServerMessage_Welcome) isServerMessage_Message() {}
 
 func (*ServerMessage_Chunk) isServerMessage_Message() {}
@@ -376,6 +406,8 @@ func (*ServerMessage_Heartbeat) isServerMessage_Message() {}
 func (*ServerMessage_Release) isServerMessage_Message() {}
 
 func (*ServerMessage_Bye) isServerMessage_Message() {}
+
+func (*ServerMessage_Credential) isServerMessage_Message() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -976,7 +1008,10 @@ func (x *Failure) GetReason() string {
 }
 
 type Heartbeat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From a server that can renew credentials: which authorities it trusts. An
+	// agent that trusts others should renew.
+	Trust         uint64 `protobuf:"fixed64,1,opt,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1011,6 +1046,111 @@ func (*Heartbeat) Descriptor() ([]byte, []int) {
 	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{9}
 }
 
+func (x *Heartbeat) GetTrust() uint64 {
+	if x != nil {
+		return x.Trust
+	}
+	return 0
+}
+
+// Renew asks for a new credential for the same agent.
+type Renew struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // a certificate request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Renew) Reset() {
+	*x = Renew{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Renew) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Renew) ProtoMessage() {}
+
+func (x *Renew) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Renew.ProtoReflect.Descriptor instead.
+func (*Renew) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Renew) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+// Credential is the answer.
+type Credential struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Credential    []byte                 `protobuf:"bytes,1,opt,name=credential,proto3" json:"credential,omitempty"` // what the agent's side of the credentials takes
+	Refused       string                 `protobuf:"bytes,2,opt,name=refused,proto3" json:"refused,omitempty"`       // or why there is none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Credential) Reset() {
+	*x = Credential{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Credential) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Credential) ProtoMessage() {}
+
+func (x *Credential) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Credential.ProtoReflect.Descriptor instead.
+func (*Credential) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Credential) GetCredential() []byte {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *Credential) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
 // Release lets the state pass that the agent holds back.
 type Release struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1021,7 +1161,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[10]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1173,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[10]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1186,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{10}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Release) GetReason() string {
@@ -1066,7 +1206,7 @@ type Bye struct {
 
 func (x *Bye) Reset() {
 	*x = Bye{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[11]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1218,7 @@ func (x *Bye) String() string {
 func (*Bye) ProtoMessage() {}
 
 func (x *Bye) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[11]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1231,7 @@ func (x *Bye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bye.ProtoReflect.Descriptor instead.
 func (*Bye) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{11}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Bye) GetCode() Bye_Code {
@@ -1121,7 +1261,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[12]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1273,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[12]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1286,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{12}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListRequest) GetName() string {
@@ -1197,7 +1337,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[13]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1349,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[13]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1362,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{13}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListResponse) GetCluster() uint64 {
@@ -1276,7 +1416,7 @@ type JournalBase struct {
 
 func (x *JournalBase) Reset() {
 	*x = JournalBase{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1428,7 @@ func (x *JournalBase) String() string {
 func (*JournalBase) ProtoMessage() {}
 
 func (x *JournalBase) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1441,7 @@ func (x *JournalBase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBase.ProtoReflect.Descriptor instead.
 func (*JournalBase) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JournalBase) GetCluster() uint64 {
@@ -1360,7 +1500,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1512,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1525,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JournalEntry) GetEntry() isJournalEntry_Entry {
@@ -1433,18 +1573,22 @@ var File_transport_agent_agentpb_agent_proto protoreflect.FileDescriptor
 
 const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
-	"#transport/agent/agentpb/agent.proto\x12\x10ipvskit.agent.v1\x1a\x1flbstate/lbstatepb/desired.proto\"\xb2\x01\n" +
+	"#transport/agent/agentpb/agent.proto\x12\x10ipvskit.agent.v1\x1a\x1flbstate/lbstatepb/desired.proto\"\xe3\x01\n" +
 	"\fAgentMessage\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.ipvskit.agent.v1.HelloH\x00R\x05hello\x12)\n" +
 	"\x03ack\x18\x02 \x01(\v2\x15.ipvskit.agent.v1.AckH\x00R\x03ack\x12;\n" +
-	"\theartbeat\x18\x03 \x01(\v2\x1b.ipvskit.agent.v1.HeartbeatH\x00R\theartbeatB\t\n" +
-	"\amessage\"\xa1\x02\n" +
+	"\theartbeat\x18\x03 \x01(\v2\x1b.ipvskit.agent.v1.HeartbeatH\x00R\theartbeat\x12/\n" +
+	"\x05renew\x18\x04 \x01(\v2\x17.ipvskit.agent.v1.RenewH\x00R\x05renewB\t\n" +
+	"\amessage\"\xe1\x02\n" +
 	"\rServerMessage\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.ipvskit.agent.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x17.ipvskit.agent.v1.ChunkH\x00R\x05chunk\x12;\n" +
 	"\theartbeat\x18\x03 \x01(\v2\x1b.ipvskit.agent.v1.HeartbeatH\x00R\theartbeat\x125\n" +
 	"\arelease\x18\x04 \x01(\v2\x19.ipvskit.agent.v1.ReleaseH\x00R\arelease\x12)\n" +
-	"\x03bye\x18\x05 \x01(\v2\x15.ipvskit.agent.v1.ByeH\x00R\x03byeB\t\n" +
+	"\x03bye\x18\x05 \x01(\v2\x15.ipvskit.agent.v1.ByeH\x00R\x03bye\x12>\n" +
+	"\n" +
+	"credential\x18\x06 \x01(\v2\x1c.ipvskit.agent.v1.CredentialH\x00R\n" +
+	"credentialB\t\n" +
 	"\amessage\"\xe0\x02\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -1511,8 +1655,17 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\aFailure\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\v\n" +
-	"\tHeartbeat\"!\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"!\n" +
+	"\tHeartbeat\x12\x14\n" +
+	"\x05trust\x18\x01 \x01(\x06R\x05trust\"!\n" +
+	"\x05Renew\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\"F\n" +
+	"\n" +
+	"Credential\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x01 \x01(\fR\n" +
+	"credential\x12\x18\n" +
+	"\arefused\x18\x02 \x01(\tR\arefused\"!\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xc0\x01\n" +
 	"\x03Bye\x12.\n" +
@@ -1572,7 +1725,7 @@ func file_transport_agent_agentpb_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_transport_agent_agentpb_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transport_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_transport_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_transport_agent_agentpb_agent_proto_goTypes = []any{
 	(Ack_Kind)(0),                    // 0: ipvskit.agent.v1.Ack.Kind
 	(Bye_Code)(0),                    // 1: ipvskit.agent.v1.Bye.Code
@@ -1586,45 +1739,49 @@ var file_transport_agent_agentpb_agent_proto_goTypes = []any{
 	(*Applied)(nil),                  // 9: ipvskit.agent.v1.Applied
 	(*Failure)(nil),                  // 10: ipvskit.agent.v1.Failure
 	(*Heartbeat)(nil),                // 11: ipvskit.agent.v1.Heartbeat
-	(*Release)(nil),                  // 12: ipvskit.agent.v1.Release
-	(*Bye)(nil),                      // 13: ipvskit.agent.v1.Bye
-	(*ListRequest)(nil),              // 14: ipvskit.agent.v1.ListRequest
-	(*ListResponse)(nil),             // 15: ipvskit.agent.v1.ListResponse
-	(*JournalBase)(nil),              // 16: ipvskit.agent.v1.JournalBase
-	(*JournalEntry)(nil),             // 17: ipvskit.agent.v1.JournalEntry
-	nil,                              // 18: ipvskit.agent.v1.Hello.LabelsEntry
-	nil,                              // 19: ipvskit.agent.v1.ListRequest.LabelsEntry
-	(*lbstatepb.DesiredService)(nil), // 20: ipvskit.lbstate.v1.DesiredService
+	(*Renew)(nil),                    // 12: ipvskit.agent.v1.Renew
+	(*Credential)(nil),               // 13: ipvskit.agent.v1.Credential
+	(*Release)(nil),                  // 14: ipvskit.agent.v1.Release
+	(*Bye)(nil),                      // 15: ipvskit.agent.v1.Bye
+	(*ListRequest)(nil),              // 16: ipvskit.agent.v1.ListRequest
+	(*ListResponse)(nil),             // 17: ipvskit.agent.v1.ListResponse
+	(*JournalBase)(nil),              // 18: ipvskit.agent.v1.JournalBase
+	(*JournalEntry)(nil),             // 19: ipvskit.agent.v1.JournalEntry
+	nil,                              // 20: ipvskit.agent.v1.Hello.LabelsEntry
+	nil,                              // 21: ipvskit.agent.v1.ListRequest.LabelsEntry
+	(*lbstatepb.DesiredService)(nil), // 22: ipvskit.lbstate.v1.DesiredService
 }
 var file_transport_agent_agentpb_agent_proto_depIdxs = []int32{
 	4,  // 0: ipvskit.agent.v1.AgentMessage.hello:type_name -> ipvskit.agent.v1.Hello
 	8,  // 1: ipvskit.agent.v1.AgentMessage.ack:type_name -> ipvskit.agent.v1.Ack
 	11, // 2: ipvskit.agent.v1.AgentMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
-	5,  // 3: ipvskit.agent.v1.ServerMessage.welcome:type_name -> ipvskit.agent.v1.Welcome
-	6,  // 4: ipvskit.agent.v1.ServerMessage.chunk:type_name -> ipvskit.agent.v1.Chunk
-	11, // 5: ipvskit.agent.v1.ServerMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
-	12, // 6: ipvskit.agent.v1.ServerMessage.release:type_name -> ipvskit.agent.v1.Release
-	13, // 7: ipvskit.agent.v1.ServerMessage.bye:type_name -> ipvskit.agent.v1.Bye
-	18, // 8: ipvskit.agent.v1.Hello.labels:type_name -> ipvskit.agent.v1.Hello.LabelsEntry
-	9,  // 9: ipvskit.agent.v1.Hello.applied:type_name -> ipvskit.agent.v1.Applied
-	20, // 10: ipvskit.agent.v1.Update.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	0,  // 11: ipvskit.agent.v1.Ack.kind:type_name -> ipvskit.agent.v1.Ack.Kind
-	9,  // 12: ipvskit.agent.v1.Ack.applied:type_name -> ipvskit.agent.v1.Applied
-	10, // 13: ipvskit.agent.v1.Applied.failures:type_name -> ipvskit.agent.v1.Failure
-	1,  // 14: ipvskit.agent.v1.Bye.code:type_name -> ipvskit.agent.v1.Bye.Code
-	19, // 15: ipvskit.agent.v1.ListRequest.labels:type_name -> ipvskit.agent.v1.ListRequest.LabelsEntry
-	20, // 16: ipvskit.agent.v1.ListResponse.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	20, // 17: ipvskit.agent.v1.JournalBase.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	20, // 18: ipvskit.agent.v1.JournalBase.readable:type_name -> ipvskit.lbstate.v1.DesiredService
-	2,  // 19: ipvskit.agent.v1.Agents.Stream:input_type -> ipvskit.agent.v1.AgentMessage
-	14, // 20: ipvskit.agent.v1.Agents.List:input_type -> ipvskit.agent.v1.ListRequest
-	3,  // 21: ipvskit.agent.v1.Agents.Stream:output_type -> ipvskit.agent.v1.ServerMessage
-	15, // 22: ipvskit.agent.v1.Agents.List:output_type -> ipvskit.agent.v1.ListResponse
-	21, // [21:23] is the sub-list for method output_type
-	19, // [19:21] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	12, // 3: ipvskit.agent.v1.AgentMessage.renew:type_name -> ipvskit.agent.v1.Renew
+	5,  // 4: ipvskit.agent.v1.ServerMessage.welcome:type_name -> ipvskit.agent.v1.Welcome
+	6,  // 5: ipvskit.agent.v1.ServerMessage.chunk:type_name -> ipvskit.agent.v1.Chunk
+	11, // 6: ipvskit.agent.v1.ServerMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
+	14, // 7: ipvskit.agent.v1.ServerMessage.release:type_name -> ipvskit.agent.v1.Release
+	15, // 8: ipvskit.agent.v1.ServerMessage.bye:type_name -> ipvskit.agent.v1.Bye
+	13, // 9: ipvskit.agent.v1.ServerMessage.credential:type_name -> ipvskit.agent.v1.Credential
+	20, // 10: ipvskit.agent.v1.Hello.labels:type_name -> ipvskit.agent.v1.Hello.LabelsEntry
+	9,  // 11: ipvskit.agent.v1.Hello.applied:type_name -> ipvskit.agent.v1.Applied
+	22, // 12: ipvskit.agent.v1.Update.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	0,  // 13: ipvskit.agent.v1.Ack.kind:type_name -> ipvskit.agent.v1.Ack.Kind
+	9,  // 14: ipvskit.agent.v1.Ack.applied:type_name -> ipvskit.agent.v1.Applied
+	10, // 15: ipvskit.agent.v1.Applied.failures:type_name -> ipvskit.agent.v1.Failure
+	1,  // 16: ipvskit.agent.v1.Bye.code:type_name -> ipvskit.agent.v1.Bye.Code
+	21, // 17: ipvskit.agent.v1.ListRequest.labels:type_name -> ipvskit.agent.v1.ListRequest.LabelsEntry
+	22, // 18: ipvskit.agent.v1.ListResponse.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	22, // 19: ipvskit.agent.v1.JournalBase.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	22, // 20: ipvskit.agent.v1.JournalBase.readable:type_name -> ipvskit.lbstate.v1.DesiredService
+	2,  // 21: ipvskit.agent.v1.Agents.Stream:input_type -> ipvskit.agent.v1.AgentMessage
+	16, // 22: ipvskit.agent.v1.Agents.List:input_type -> ipvskit.agent.v1.ListRequest
+	3,  // 23: ipvskit.agent.v1.Agents.Stream:output_type -> ipvskit.agent.v1.ServerMessage
+	17, // 24: ipvskit.agent.v1.Agents.List:output_type -> ipvskit.agent.v1.ListResponse
+	23, // [23:25] is the sub-list for method output_type
+	21, // [21:23] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_transport_agent_agentpb_agent_proto_init() }
@@ -1636,6 +1793,7 @@ func file_transport_agent_agentpb_agent_proto_init() {
 		(*AgentMessage_Hello)(nil),
 		(*AgentMessage_Ack)(nil),
 		(*AgentMessage_Heartbeat)(nil),
+		(*AgentMessage_Renew)(nil),
 	}
 	file_transport_agent_agentpb_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
@@ -1643,8 +1801,9 @@ func file_transport_agent_agentpb_agent_proto_init() {
 		(*ServerMessage_Heartbeat)(nil),
 		(*ServerMessage_Release)(nil),
 		(*ServerMessage_Bye)(nil),
+		(*ServerMessage_Credential)(nil),
 	}
-	file_transport_agent_agentpb_agent_proto_msgTypes[15].OneofWrappers = []any{
+	file_transport_agent_agentpb_agent_proto_msgTypes[17].OneofWrappers = []any{
 		(*JournalEntry_Update)(nil),
 		(*JournalEntry_Applied)(nil),
 	}
@@ -1654,7 +1813,7 @@ func file_transport_agent_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transport_agent_agentpb_agent_proto_rawDesc), len(file_transport_agent_agentpb_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

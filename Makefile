@@ -1,0 +1,40 @@
+# A thin list of commands; each can be typed by hand.
+GO ?= go
+
+.PHONY: test unit kernel whole-way page race check fuzz bench generate
+
+## test: everything that shows that the library works: unit tests, then the
+## kernel suite and the whole way, both in user-mode Linux
+test: unit kernel whole-way
+
+unit:
+	$(GO) test ./...
+
+## kernel: the tests that need a real IPVS kernel, inside user-mode Linux
+kernel:
+	internal/uml/suite kernel
+
+## whole-way: from one HTTP request to packets through IPVS, inside it too
+whole-way:
+	internal/uml/suite whole-way
+
+## page: the web page, in Debian's Chromium
+page:
+	cd internal/page && $(GO) test -count=1 ./...
+
+race:
+	$(GO) test -race ./...
+
+## check: what a change must pass before it is tested
+check:
+	internal/check.sh
+
+## fuzz: each fuzzer for FUZZTIME (default 20s)
+fuzz:
+	internal/fuzz.sh $(or $(FUZZTIME),20s)
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+generate:
+	internal/generate.sh

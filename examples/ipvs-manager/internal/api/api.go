@@ -1,0 +1,175 @@
+// Package api is the HTTP API of a server: services and backends, the watch,
+// agents, the cluster and its members, and health.
+//
+// A request is bounded in size and time. Every error is a problem as RFC 9457
+// has it, and names every field's fault. Reads are linearizable unless
+// ?stale=true is given; any node takes any write.
+//
+//	goroutine              started by   stopped by                  state it owns
+//	asking another server  agents       its answer, or a second     none
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ipvskit/ipvskit/lbstate"
+	"github.com/ipvskit/ipvskit/raftstore"
+	"github.com/ipvskit/ipvskit/transport/agent"
+)
+
+// About is what a server says of itself.
+type About struct {
+	Name        string `json:"name"`
+	Version     string `json:"version"`
+	HTTPAddress string `json:"http_address"`
+	GRPCAddress string `json:"grpc_address"`
+	Insecure    bool   `json:"insecure"`            // listens off loopback without access control
+	DataPlane   string `json:"data_plane"`          // "kernel" or "simulated"; empty: this process has none
+	Simulated   bool   `json:"simulated,omitempty"` // the same for programs
+	Notice      string `json:"notice,omitempty"`    // why it is simulated
+}
+
+// Config says what the API serves.
+type Config struct {
+	Store   *lbstate.Store           // required
+	Cluster Cluster                  // required
+	Agents  func() []agent.AgentInfo // required: those connected to this server
+	About   About
+
+	// Forming says whom this node waits for while it has no cluster, for people.
+	// Nil says nothing.
+	Forming func() string
+
+	Client  *http.Client  // asks the other servers; default one that dials directly
+	Timeout time.Duration // of a read or write; default 5s
+	Logger  *zap.Logger   // nil is silent
+}
+
+// API serves requests. Safe for concurrent use.
+type API struct {
+	cfg     Config
+	log     *zap.Logger
+	streams chan struct{} // a token for each open watch
+	pace    pace          // of the watches
+	closing context.Context
+	close   context.CancelFunc
+}
+
+// New returns an API.
+func New(cfg Config) (*API, error) {
+	if cfg.Store == nil || cfg.Cluster == nil || cfg.Agents == nil {
+		return nil, errors.New("api: Store, Cluster and Agents are required")
+	}
+	if cfg.Forming == nil {
+		cfg.Forming = func() string { return "" }
+	}
+	if cfg.Client == nil {
+		// Without a proxy: members are reached as they announce themselves.
+		cfg.Client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second}}
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 5 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	a := &API{cfg: cfg, log: cfg.Logger.Named("api"), streams: make(chan struct{}, maxStreams), pace: pace{heartbeatEvery, streamWriteTimeout}}
+	a.closing, a.close = context.WithCancel(context.Background())
+	return a, nil
+}
+
+// Close ends all watches, which a graceful shutdown would wait for otherwise.
+// It is idempotent.
+func (a *API) Close() {
+	a.close()
+	a.cfg.Client.CloseIdleConnections()
+}
+
+// Register adds the paths to mux.
+func (a *API) Register(mux *http.ServeMux) {
+	get := http.MethodGet
+	for path, m := range map[string]methods{
+		"/api/v1/services":                           {get: a.listServices},
+		"/api/v1/services/{name}":                    {get: a.getService, http.MethodPut: a.putService, http.MethodDelete: a.deleteService},
+		"/api/v1/services/{name}/backends/{backend}": {get: a.getBackend, http.MethodPut: a.putBackend, http.MethodDelete: a.deleteBackend},
+		"/api/v1/watch":                              {get: a.watch},
+		"/api/v1/agents":                             {get: a.agents},
+		"/api/v1/cluster":                            {get: a.cluster},
+		"/api/v1/cluster/members":                    {http.MethodPost: a.addMember},
+		"/api/v1/cluster/members/{name}":             {http.MethodDelete: a.removeMember},
+		"/healthz":                                   {get: a.healthz},
+		"/readyz":                                    {get: a.readyz},
+	} {
+		mux.Handle(path, fresh(m))
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		refused(http.StatusNotFound, "there is nothing at "+r.URL.Path).send(w, r)
+	})
+}
+
+// fresh keeps every cache from answering in the state's place.
+func fresh(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (a *API) bounded(r *http.Request) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(r.Context(), a.cfg.Timeout)
+}
+
+// unavailable is the problem of an error that is not the request's fault.
+func (a *API) unavailable(err error, write bool) *problem {
+	p := &problem{Type: typeUnavailable, Status: http.StatusServiceUnavailable, retryAfter: 1}
+	why := err.Error()
+	if forming := a.cfg.Forming(); forming != "" && a.cfg.Cluster.View().ClusterID == "" {
+		why += ": " + forming
+	}
+	switch {
+	case write && neverApplied(err):
+		p.Outcome = notApplied
+		p.Detail = "nothing was changed; try again: " + why
+	case write:
+		p.Type = typeUnknown
+		p.Outcome = outcomeUnknown
+		p.Detail = "whether the change was made is not known; look before trying again: " + why
+	case errors.Is(err, context.DeadlineExceeded):
+		p.Detail = fmt.Sprintf("no quorum answered within %v; ?stale=true shows what this server has: %s", a.cfg.Timeout, why)
+	case unready(err):
+		p.Detail = "?stale=true shows what this server has: " + why
+	default:
+		return &problem{Status: http.StatusInternalServerError, Detail: why}
+	}
+	return p
+}
+
+// unready says whether err is of a node that cannot serve now, or of a caller
+// that is gone, rather than a fault of this program.
+func unready(err error) bool {
+	return lbstate.NotApplied(err) || slices.ContainsFunc([]error{
+		raftstore.ErrNoLeader, raftstore.ErrNotLeader, raftstore.ErrStopped, raftstore.ErrOverloaded, context.Canceled,
+	}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// neverApplied says whether a write that failed so is certainly not made. An
+// error that does not say it of itself is one from before the proposal.
+func neverApplied(err error) bool {
+	var judged interface{ NotApplied() bool }
+	if lbstate.NotApplied(err) || errors.As(err, &judged) {
+		return lbstate.NotApplied(err)
+	}
+	return slices.ContainsFunc([]error{raftstore.ErrNoLeader, raftstore.ErrNotLeader, raftstore.ErrOverloaded},
+		func(e error) bool { return errors.Is(err, e) })
+}
+
+func invalid(faults ...lbstate.Fault) *problem {
+	return &problem{Type: typeInvalid, Status: http.StatusUnprocessableEntity, Detail: "nothing was changed: see the faults", Faults: faults}
+}

@@ -1,0 +1,56 @@
+// Command bench measures ipvskit beside its rivals, both in one run:
+//
+//	go run . [-quick] SUBJECT
+//
+// Each subject prints a table, and for each figure a line
+// `ratio <subject>/<what> <number>`; above 1 means that ours is better, for
+// times and memory too. Machines are noisy: figures are medians of interleaved
+// rounds, and the ratio is what to quote.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+
+	"github.com/ipvskit/ipvskit/internal/bench/figures"
+	"github.com/ipvskit/ipvskit/internal/bench/raftbench"
+	"github.com/ipvskit/ipvskit/internal/bench/reconcilebench"
+)
+
+// subjects maps a word on the command line to what it runs.
+var subjects = map[string]func(context.Context, figures.Options) error{
+	"raft":      raftbench.Run,
+	"reconcile": func(ctx context.Context, o figures.Options) error { return reconcilebench.Run(ctx, o.Quick, os.Stdout) },
+}
+
+func main() {
+	raftbench.Child()
+	quick := flag.Bool("quick", false, "a run of about a minute")
+	flag.Usage = usage
+	flag.Parse()
+	run := subjects[flag.Arg(0)]
+	if flag.NArg() != 1 || run == nil {
+		usage()
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, figures.Options{Quick: *quick}); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func usage() {
+	var names []string
+	for name := range subjects {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	fmt.Fprintf(os.Stderr, "usage: go run . [-quick] %s\n", strings.Join(names, "|"))
+}

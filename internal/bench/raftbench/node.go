@@ -1,0 +1,55 @@
+// Package raftbench measures raftstore beside embedded etcd and hashicorp/raft:
+// the same commands, on the same disk, in one run.
+//
+// Every cluster runs in a child process of its own, so that neither garbage
+// nor CPU of one is counted to another; for failover every node does.
+package raftbench
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+)
+
+// node is one member of a cluster of one kind. Put and Get may be called by
+// many goroutines at once.
+type node interface {
+	// Put returns when the write is committed and applied on this node.
+	Put(ctx context.Context, key, value []byte) error
+	// Get is a linearizable read of one key.
+	Get(ctx context.Context, key []byte) error
+	// GetLocal reads what this node has applied; nil when there is no such key.
+	GetLocal(key []byte) ([]byte, error)
+	Leading() bool
+	Close() error
+}
+
+// place says where one node lives, and who the others are.
+type place struct {
+	Dir    string
+	Self   int
+	Peers  []string // raft addresses, by position
+	Client []string // client addresses, by position (etcd-client alone)
+}
+
+func (p place) dir() string { return filepath.Join(p.Dir, fmt.Sprintf("node%d", p.Self)) }
+
+// kind is one implementation to measure.
+type kind struct {
+	name     string
+	settings string // printed with the results
+	open     func(place) (node, error)
+	// followerReads says that a follower can serve a linearizable read.
+	followerReads bool
+}
+
+var kinds = []kind{ours, etcd, etcdClient, hashicorpBoltDB, hashicorpWAL}
+
+func kindNamed(name string) (kind, error) {
+	for _, k := range kinds {
+		if k.name == name {
+			return k, nil
+		}
+	}
+	return kind{}, fmt.Errorf("no such kind: %q", name)
+}

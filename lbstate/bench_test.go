@@ -1,0 +1,134 @@
+package lbstate
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"go.etcd.io/bbolt"
+)
+
+// benchService is the i-th of many services, with ten backends.
+func benchService(i, weight int) Service {
+	s := Service{Name: fmt.Sprintf("service-%05d", i), VIP: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), Port: 80, HealthCheck: &HealthCheck{Type: "tcp"}}
+	for b := range 10 {
+		s.Backends = append(s.Backends, Backend{Address: netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(b + 1)}), Port: 8080, Weight: &weight})
+	}
+	return s
+}
+
+func benchLoad(b *testing.B, n *node, services int) {
+	b.Helper()
+	for i := 0; i < services; {
+		var ops []Operation
+		for ; i < services && len(ops) < 500; i++ {
+			s := benchService(i, 100)
+			ops = append(ops, Operation{Put: Object{Service: &s}})
+		}
+		if _, err := n.Transact(context.Background(), ops, WriteOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// One change of one backend's weight, and of a whole service, at different
+// sizes of the state: what the state machine takes for it, without the disk.
+func BenchmarkApply(b *testing.B) {
+	for _, size := range []int{100, 1000, 10000} {
+		n := newNode(b)
+		benchLoad(b, n, size)
+		apply := func(b *testing.B, name string, op func(i int) Operation) {
+			b.Run(fmt.Sprintf("%s/services=%d", name, size), func(b *testing.B) {
+				for i := 0; b.Loop(); i++ {
+					b.StopTimer()
+					tx, _, err := n.transaction(context.Background(), []Operation{op(i)})
+					if err != nil {
+						b.Fatal(err)
+					}
+					c := transactionCommand(tx)
+					c.Version, c.At = 1, int64(i)
+					data, err := encode(c)
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.StartTimer()
+					if err := n.local.db.Update(func(tx *bbolt.Tx) error {
+						_, err := n.state.Apply(tx, 1, 1, [][]byte{data})
+						b.StopTimer() // the commit is bbolt's
+						return err
+					}); err != nil {
+						b.Fatal(err)
+					}
+					b.StartTimer()
+				}
+			})
+		}
+		apply(b, "service", func(i int) Operation {
+			s := benchService(i*7919%size, i%1000+1)
+			return Operation{Put: Object{Service: &s}}
+		})
+		apply(b, "backend", func(i int) Operation {
+			s := benchService(i*7919%size, i%1000+2)
+			return Operation{PutBackend: &BackendPut{s.Name, s.Backends[i%10]}}
+		})
+	}
+}
+
+func BenchmarkList(b *testing.B) {
+	n := newNode(b)
+	benchLoad(b, n, 10000)
+	b.Run("cold", func(b *testing.B) {
+		for b.Loop() {
+			n.state.cache.mu.Lock()
+			n.state.cache.statuses = nil
+			n.state.cache.mu.Unlock()
+			if _, _, err := n.Services(context.Background(), ReadOptions{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("warm", func(b *testing.B) {
+		for b.Loop() {
+			if _, _, err := n.Services(context.Background(), ReadOptions{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkWake is the time from a change to the last of many watchers having
+// its bytes.
+func BenchmarkWake(b *testing.B) {
+	n := newNode(b)
+	benchLoad(b, n, 10000)
+	const watchers = 10000
+	ctx, cancel := context.WithCancel(context.Background())
+	var all, round sync.WaitGroup
+	round.Add(watchers)
+	for range watchers {
+		all.Go(func() {
+			w := n.Watch(WatchOptions{From: must(n.Revision(ctx, ReadOptions{})), Labels: map[string]string{}})
+			round.Done()
+			for {
+				u, err := w.Next(ctx)
+				if err != nil {
+					return
+				}
+				must(u.Services[0].EncodedDesired())
+				round.Done()
+			}
+		})
+	}
+	round.Wait()
+	for i := 0; b.Loop(); i++ {
+		round.Add(watchers)
+		if _, err := n.PutService(ctx, benchService(i%10000, i%1000+1), WriteOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		round.Wait()
+	}
+	cancel()
+	all.Wait()
+}

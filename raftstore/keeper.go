@@ -1,0 +1,73 @@
+package raftstore
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ipvskit/ipvskit/raftstore/internal/wal"
+)
+
+// keeper is the stage that makes the state durable now and then, and cuts the
+// log up to there: off the path of acknowledgement.
+type keeper struct {
+	s   *Store
+	log *logStore
+	due chan struct{} // holds a token when a checkpoint is asked for
+}
+
+func (k *keeper) run(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-k.due:
+			if err := k.work(); err != nil {
+				k.s.inbox.fail(err)
+				return
+			}
+		}
+	}
+}
+
+func (k *keeper) work() error {
+	began := time.Now()
+	mark, err := k.s.state.checkpoint()
+	if err != nil {
+		return err
+	}
+	k.s.cfg.Metrics.Checkpointed(time.Since(began))
+	to, err := k.cutTo(mark)
+	if err != nil {
+		return err
+	}
+	k.s.log.Debug("checkpoint", zap.Uint64("index", mark.Index), zap.Uint64("cut", to), zap.Duration("took", time.Since(began)))
+	return k.log.cut(to)
+}
+
+// cutTo is up to where the log is not needed: never past what is durable in the
+// state, and not what a follower that lags a little may ask for.
+func (k *keeper) cutTo(mark wal.Mark) (uint64, error) {
+	c := k.s.cfg
+	if uint64(k.log.bytes.Load()) >= c.SnapshotBytes+c.SnapshotBytes/2 {
+		// The entries are large: keep a quarter of them, by bytes.
+		last, err := k.log.LastIndex()
+		if err != nil {
+			return 0, err
+		}
+		first, err := k.log.FirstIndex()
+		if err != nil || last < first {
+			return 0, err
+		}
+		entries, err := k.log.Entries(first, last+1, 1<<62)
+		if err != nil {
+			return 0, err
+		}
+		to := last
+		for size := uint64(0); to >= first && size < c.SnapshotBytes/4; to-- {
+			size += uint64(len(entries[to-first].GetData()))
+		}
+		return min(mark.Index-min(mark.Index, 1), to), nil
+	}
+	return mark.Index - min(mark.Index, c.TrailingEntries), nil
+}

@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ipvskit/ipvskit/transport/agent/agentpb"
+)
+
+const (
+	// keepReleases is how long a release waits for its agent, which goes from
+	// server to server while it holds a state back.
+	keepReleases = 10 * time.Minute
+	maxReleases  = 1024
+)
+
+type pendingRelease struct {
+	reason string
+	until  time.Time
+}
+
+// Release lets the agent of that name accept the state that it holds back, now
+// or when it comes within ten minutes. reason says who wants it and why, for the
+// agent's log. It is an error if no agent of that name is known, or it holds
+// nothing back as far as this server knows.
+func (s *Server) Release(name, reason string) error {
+	held := false
+	s.known.update(name, func(a *AgentInfo) { held = a.Held != "" })
+	if !held {
+		return fmt.Errorf("agent server: agent %q is not known here to hold a state back", name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n, r := range s.releases {
+		if time.Now().After(r.until) {
+			delete(s.releases, n)
+		}
+	}
+	if len(s.releases) >= maxReleases {
+		return errors.New("agent server: too many releases wait for their agents")
+	}
+	s.releases[name] = pendingRelease{reason, time.Now().Add(keepReleases)}
+	if st := s.open[name]; st != nil {
+		select {
+		case st.released <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+// release sends the agent what waits for it.
+func (st *stream) release() error {
+	s := st.server
+	s.mu.Lock()
+	r, ok := s.releases[st.hello.Name]
+	delete(s.releases, st.hello.Name)
+	s.mu.Unlock()
+	if !ok || time.Now().After(r.until) {
+		return nil
+	}
+	s.log.Warn("an agent's held state is released", zap.String("agent", st.hello.Name), zap.String("reason", r.reason))
+	return st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Release{Release: &agentpb.Release{Reason: r.reason}}})
+}
+
+// released takes a server's word that a held state may pass: of the cluster that
+// the state is of, and of no other.
+func (s *session) released(r *agentpb.Release) error {
+	c := s.client
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held == nil || c.held.cluster != s.cluster {
+		c.log.Warn("a release for a state that is not held", zap.String("server", s.server), zap.String("reason", r.GetReason()))
+		return nil
+	}
+	next := c.held
+	if err := c.acceptLocked(next, &agentpb.Update{Full: true}); err != nil {
+		return err
+	}
+	c.log.Warn("the held state is released by a server", zap.String("server", s.server), zap.String("reason", r.GetReason()),
+		zap.Uint64("revision", next.revision), zap.Int("services", len(next.entries)))
+	return errReleased
+}
+
+// errReleased ends a stream, for the server still takes the agent to have what
+// it had at its hello.
+var errReleased = errors.New("the held state was released; the agent begins anew")
