@@ -79,11 +79,10 @@ func ExampleReport() {
 	bad.Name, bad.Port, bad.Scheduler = "admin", 8080, "twos"
 	d.Services = append(d.Services, bad)
 	rep, err := r.Sync(context.Background(), d)
-	fmt.Println(rep.Converged, rep.Services, err)
-	for _, f := range rep.Failures {
-		fmt.Println(f.Service+":", f)
-	}
+	rep.Took = 0
+	fmt.Println(rep)
+	fmt.Println(rep.Failures[0].Service, err)
 	// Output:
-	// false 1 <nil>
-	// admin: add service tcp/192.0.2.10:8080: no such file or directory: this kernel has no scheduler "twos"; try `modprobe ip_vs_twos` or choose another
+	// revision 1: partial, 1 services, 9 operations in 0s, 1 failures, simulated; add service tcp/192.0.2.10:8080: no such file or directory: this kernel has no scheduler "twos"; try `modprobe ip_vs_twos` or choose another
+	// admin <nil>
 }
