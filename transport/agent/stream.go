@@ -250,7 +250,7 @@ func (st *stream) receive(ctx context.Context) {
 			ack := m.GetAck()
 			st.server.known.acked(st.hello.Name, ack)
 			switch ack.GetKind() {
-			case agentpb.Ack_RECEIVED, agentpb.Ack_REJECTED, agentpb.Ack_HELD:
+			case agentpb.Ack_RECEIVED, agentpb.Ack_APPLIED, agentpb.Ack_PARTIAL, agentpb.Ack_REJECTED, agentpb.Ack_HELD:
 				select {
 				case st.acks <- ack:
 				case <-ctx.Done():
@@ -394,7 +394,7 @@ func (p *position) next(v *view) (*encoding, <-chan struct{}, error) {
 func (p *position) acked(ack *agentpb.Ack) error {
 	p.full = false
 	switch {
-	case ack.GetKind() != agentpb.Ack_RECEIVED && ack.GetWantFull():
+	case !covers(ack.GetKind()) && ack.GetWantFull():
 		p.full = true
 	case ack.GetKind() == agentpb.Ack_REJECTED:
 		return &farewell{agentpb.Bye_REFUSED, "the agent rejected the update: " + ack.GetReason()}
