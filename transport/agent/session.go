@@ -27,7 +27,8 @@ type session struct {
 	predecessors []uint64
 	parts        assembler
 
-	requests chan []byte // for a new credential, on their way to sendLoop
+	ending   chan struct{} // closed when nothing more is received
+	requests chan []byte   // for a new credential, on their way to sendLoop
 	renewal  renewal
 }
 
@@ -90,6 +91,9 @@ func (s *session) sendLoop(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-s.ending:
+			s.lastWords(received)
+			return
 		case <-tick.C:
 			m.Message = &agentpb.AgentMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}
 		case request := <-s.requests:
@@ -112,6 +116,38 @@ func (s *session) sendLoop(ctx context.Context) {
 		}
 		if s.stream.Send(m) != nil {
 			return // the receiver sees why
+		}
+	}
+}
+
+// lastWords sends what is queued, such as why the agent leaves.
+func (s *session) lastWords(received *agentpb.Ack) {
+	if received != nil && s.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: received}}) != nil {
+		return
+	}
+	for {
+		select {
+		case ack := <-s.acks:
+			if s.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: ack}}) != nil {
+				return
+			}
+		default:
+			_ = s.stream.CloseSend() // the stream is over either way
+			return
+		}
+	}
+}
+
+// part ends a stream so that the server hears the agent's last words: it waits a
+// second for the server to end it, too.
+func (s *session) part(cancel context.CancelCauseFunc) {
+	s.alive.Stop()
+	patience := time.AfterFunc(time.Second, func() { cancel(nil) })
+	defer patience.Stop()
+	close(s.ending)
+	for {
+		if _, err := s.stream.Recv(); err != nil {
+			return
 		}
 	}
 }
@@ -151,6 +187,8 @@ func (s *session) receive() error {
 			s.renewIfDue(m.GetHeartbeat().GetTrust())
 		case m.GetCredential() != nil:
 			s.renewed(m.GetCredential())
+		case m.GetWelcome() != nil:
+			return errors.New("the server greets a second time")
 		case m.GetBye() != nil:
 			return fmt.Errorf("the server ends the stream: %s", m.GetBye().GetReason())
 		}
