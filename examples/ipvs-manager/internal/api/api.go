@@ -105,6 +105,7 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/profiles":                           {get: a.list(directorProfiles)},
 		"/api/v1/profiles/{name}":                    {get: a.get(directorProfiles), put: a.put(directorProfiles), patch: a.patch(directorProfiles), del: a.remove(directorProfiles)},
 		"/api/v1/settings":                           {get: a.get(settings), put: a.put(settings), patch: a.patch(settings)},
+		"/api/v1/transactions":                       {post: a.transact},
 		"/api/v1/watch":                              {get: a.watch},
 		"/api/v1/agents":                             {get: a.agents},
 		"/api/v1/cluster":                            {get: a.cluster},

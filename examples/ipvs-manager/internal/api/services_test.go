@@ -231,6 +231,7 @@ func TestMethodsThatAreNotAllowed(t *testing.T) {
 		"/api/v1/profiles":                            "GET, HEAD, OPTIONS",
 		"/api/v1/profiles/edge":                       "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
 		"/api/v1/settings":                            "GET, HEAD, OPTIONS, PATCH, PUT",
+		"/api/v1/transactions":                        "OPTIONS, POST",
 		"/api/v1/watch":                               "GET, HEAD, OPTIONS",
 		"/api/v1/agents":                              "GET, HEAD, OPTIONS",
 		"/api/v1/cluster":                             "GET, HEAD, OPTIONS",
