@@ -107,8 +107,13 @@ func TestServices(t *testing.T) {
 	p.shots("services")
 	m.delete("shop")
 
+	// A change touches what changed alone: a focus elsewhere stays.
+	p.eval(`document.querySelector('[aria-label="Edit dns"]').focus()`)
 	a.up()
 	p.row("Backends of web", 0, "10.1.0.1:8080", "healthy", "100", "*")
+	if focus := read[string](p, `document.activeElement.getAttribute("aria-label") ?? ""`); focus != "Edit dns" {
+		t.Errorf("the focus went to %q", focus)
+	}
 	p.row("Backends of mail", 0, "10.1.1.1", "healthy", "100", "*")
 
 	// What the editor shows can be saved: it is configuration alone.
