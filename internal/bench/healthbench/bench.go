@@ -97,14 +97,14 @@ func (s *side) String() string {
 // beside measures ours and keepalived in turn.
 func (b *bench) beside(ctx context.Context) error {
 	fmt.Fprintf(b.out, "checks every %v on one core, median of %d rounds of %v; %d CPUs\n", job.Interval, b.rounds, b.window, runtime.NumCPU())
-	fmt.Fprintf(b.out, "%-22s %7s %7s %7s %6s %9s\n", "", "CPU", "µs each", "MiB", "false", "p99 late")
+	fmt.Fprintf(b.out, "%-22s %7s %7s %7s %6s %9s %9s\n", "", "CPU", "µs each", "MiB", "false", "p99 late", "a timer")
 	for _, w := range []struct {
 		kind    string
 		targets int
 	}{{"tcp", 1000}, {"tcp", 10_000}, {"http", 1000}, {"https", 1000}} {
 		j := job.Job{Task: "check", Kind: w.kind, Targets: w.targets, Ports: b.ports}
 		var ours, rival side
-		var late []time.Duration
+		var late, timer []time.Duration
 		failed := map[string]int{}
 		for range b.rounds {
 			u, found, err := b.ours(ctx, j)
@@ -112,7 +112,7 @@ func (b *bench) beside(ctx context.Context) error {
 				return err
 			}
 			ours.add(u, int64(found.OK+found.Failed+found.Local), b.window, found.FalseDowns)
-			late = append(late, found.P99)
+			late, timer = append(late, found.P99), append(timer, found.Timer)
 			for class, n := range found.Classes {
 				failed[class] += n
 			}
@@ -129,7 +129,7 @@ func (b *bench) beside(ctx context.Context) error {
 			rival.add(u, checks, b.window, downs)
 		}
 		what := fmt.Sprint(w.kind, " ", w.targets)
-		fmt.Fprintf(b.out, "%-11s ours       %v %9v\n", what, &ours, figures.Median(late).Round(100*time.Microsecond))
+		fmt.Fprintf(b.out, "%-11s ours       %v %9v %9v\n", what, &ours, tenths(figures.Median(late)), tenths(figures.Median(timer)))
 		fmt.Fprintf(b.out, "%-11s keepalived %v\n", what, &rival)
 		if len(failed) > 0 {
 			fmt.Fprintf(b.out, "%-11s ours, results that did not succeed: %v\n", what, failed)
@@ -141,6 +141,9 @@ func (b *bench) beside(ctx context.Context) error {
 	}
 	return nil
 }
+
+// tenths rounds to tenths of a millisecond.
+func tenths(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 
 // taken is how many connections the targets have taken so far.
 func (b *bench) taken() (n int64, err error) {
@@ -178,7 +181,7 @@ func (b *bench) ours(ctx context.Context, j job.Job) (usage, job.Found, error) {
 // adverse measures ours with its CPU taken by busy loops, and with a fifth of
 // the targets that do not answer.
 func (b *bench) adverse(ctx context.Context) error {
-	fmt.Fprintf(b.out, "%-34s %9s %10s %10s %10s %10s\n", "adverse, 1,000 by tcp", "ok", "false", "inconcl.", "p50 late", "p99 late")
+	fmt.Fprintf(b.out, "%-34s %6s %6s %8s %9s %9s %9s\n", "adverse, 1,000 by tcp", "ok", "false", "inconcl.", "p50 late", "p99 late", "a timer")
 	for _, w := range []struct {
 		name, what  string
 		busy, holes int
@@ -196,8 +199,8 @@ func (b *bench) adverse(ctx context.Context) error {
 			if w.holes == 0 {
 				wrong += found.Failed
 			}
-			fmt.Fprintf(b.out, "%-34s %9d %10d %10d %10v %10v\n", w.what, found.OK, wrong, found.Local,
-				found.P50.Round(100*time.Microsecond), found.P99.Round(100*time.Microsecond))
+			fmt.Fprintf(b.out, "%-34s %6d %6d %8d %9v %9v %9v\n", w.what, found.OK, wrong, found.Local,
+				tenths(found.P50), tenths(found.P99), tenths(found.Timer))
 			late = append(late, found.P99)
 		}
 		figures.Less(b.out, "health/"+w.name+"-late-p99", figures.Median(late), lateLimit)

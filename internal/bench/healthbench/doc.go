@@ -10,6 +10,9 @@
 // preloaded library that answers the IP_VS socket options. What is missing is
 // downloaded with apt-get and unpacked into a temporary directory.
 //
+// How late checks are depends on how late the machine is: beside each figure
+// stands that of a bare timer in the same process.
+//
 // Each figure is the median of interleaved rounds. A line `ratio health/WHAT
 // NUMBER` compares: with keepalived it is its figure over ours, with a limit the
 // limit over what was measured. Above 1 is better in either case.

@@ -46,6 +46,7 @@ type Found struct {
 	Classes           map[string]int // of those that failed
 	FalseDowns        int            // targets that answer and were called down
 	P50, P99, Max     time.Duration  // lateness of successes
+	Timer             time.Duration  // p99 lateness of a bare timer in the same process
 	Skipped           int
 	Lag               time.Duration
 	Unknown, Up, Down int // at the end

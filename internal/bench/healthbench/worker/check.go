@@ -123,20 +123,50 @@ func check(j job.Job, in *bufio.Scanner) error {
 	if err := tell("ready"); err != nil {
 		return err
 	}
-	before := e.Stats().Lag
+	before, stop := e.Stats().Lag, clock()
 	for in.Scan() {
 		switch in.Text() {
 		case "begin":
 			m.begin()
-			before = e.Stats().Lag
+			stop()
+			before, stop = e.Stats().Lag, clock()
 		case "end":
 			f, s := m.end(), e.Stats()
+			f.Timer, stop = stop(), clock()
 			f.Lag, f.Unknown, f.Up, f.Down = s.Lag-before, s.Unknown, s.Up, s.Down
 			if err := tell(f); err != nil {
 				return err
 			}
 		}
 	}
+	stop()
 	e.Close()
 	return <-done
+}
+
+// clock measures how late a bare timer is in this process, until stop is called.
+func clock() (stop func() (p99 time.Duration)) {
+	quit, done := make(chan struct{}), make(chan []time.Duration)
+	go func() {
+		var late []time.Duration
+		defer func() { done <- late }()
+		for {
+			due := time.Now().Add(20 * time.Millisecond)
+			select {
+			case <-quit:
+				return
+			case <-time.After(time.Until(due)):
+				late = append(late, time.Since(due))
+			}
+		}
+	}()
+	return func() time.Duration {
+		close(quit)
+		late := <-done
+		slices.Sort(late)
+		if len(late) == 0 {
+			return 0
+		}
+		return late[len(late)*99/100]
+	}
 }
