@@ -44,12 +44,12 @@
 //
 // When more than a share of the targets that were up fall within a window, this
 // host is suspected before they are believed ([Hold]): from then on who falls
-// stays up in effect and is marked as held. With canaries, targets that are
-// expected to be always up, this is so only while one of them fails. A hold ends
-// when most targets came back or the canaries answer, upon which what is still
-// down is asked again and believed when it fails again; or at its limit in time,
-// or by request, upon which it is believed at once. Those that fell before there
-// were enough of them for a suspicion stay down.
+// stays up in effect and is marked as held. A hold ends when most targets came
+// back, or when every canary answers (targets that are expected to be always up,
+// which are asked at once when it begins); upon which what is still down is asked
+// again and believed when it fails again. Or it ends at its limit in time, or by
+// request, upon which what is down is believed at once. Those that fell before
+// there were enough of them for a suspicion stay down.
 //
 // # Reports
 //
