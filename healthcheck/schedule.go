@@ -220,12 +220,12 @@ func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 	case r.result == nil || !r.result.sameStory(res):
 		r.result = &res
 	}
+	// A slow failure holds a place as long as a timeout does, whoever is to blame.
+	r.stalled = res.Class == Timeout || !res.OK() && 2*res.Latency >= r.policy.Value().timeout
 	if !res.Conclusive() {
 		e.tellInconclusive(r, res, now)
 		return
 	}
-	// A slow failure holds a place as long as a timeout does.
-	r.stalled = res.Class == Timeout || !res.OK() && 2*res.Latency >= r.policy.Value().timeout
 	first := r.raw != Down && r.streak >= 0 && !res.OK()
 	confirmed := r.confirmed
 	if r.judge(res.OK()) {
