@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -146,8 +147,18 @@ func openState(path string, size int64) (*bbolt.DB, int64, error) {
 // openBolt opens a bbolt file; mapBytes is how much address space it gets, at
 // least. A tree that is damaged is an error.
 func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error) {
+	var file *os.File
+	defer func() {
+		if err != nil && file != nil {
+			file.Close() // bbolt does not where it panics, and keeps the lock
+		}
+	}()
 	defer damaged(path, debug.SetPanicOnFault(true), &err)
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		OpenFile: func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
+			file, err = os.OpenFile(name, flag, mode)
+			return file, err
+		},
 		Timeout: openTimeout, NoSync: true, NoGrowSync: true, NoFreelistSync: true,
 		FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapBytes, ReadOnly: readOnly, NoStatistics: true,
 	})
