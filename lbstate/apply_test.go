@@ -123,6 +123,7 @@ func (m machine) copyTo(t fataler, w *bytes.Buffer) {
 }
 
 // A refused command leaves no trace: the next one sees what the one before left.
+// INV-15.
 func TestRefusalsChangeNothing(t *testing.T) {
 	dir := t.TempDir()
 	runs := 0

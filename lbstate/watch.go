@@ -94,10 +94,13 @@ func (w *Watcher) update(ctx context.Context, gen generation) (u Update, news bo
 			return u, news, nil
 		}
 	}
-	err = w.store.read(ctx, ReadOptions{Stale: w.opts.Stale || w.started}, func(r *reader) error {
-		names, kept, err := r.servicesChangedSince(w.at)
-		if err != nil {
-			return err
+	err = w.store.read(ctx, ReadOptions{Stale: w.opts.Stale || w.started}, func(r *reader) (err error) {
+		var names []string
+		kept := false
+		if !full || w.at > 0 { // who has nothing needs no removals
+			if names, kept, err = r.servicesChangedSince(w.at); err != nil {
+				return err
+			}
 		}
 		if full || !kept {
 			u, err = w.full(r, names, kept)
@@ -153,15 +156,13 @@ func (w *Watcher) full(r *reader, changed []string, kept bool) (Update, error) {
 	if kept {
 		u.Since = w.at
 	}
-	if kept && w.at > 0 { // who has nothing has nothing to remove
-		for _, name := range changed {
-			s, err := r.status(name)
-			if err != nil {
-				return u, err
-			}
-			if s == nil || !w.selects(s) {
-				u.Removed = append(u.Removed, name)
-			}
+	for _, name := range changed {
+		s, err := r.status(name)
+		if err != nil {
+			return u, err
+		}
+		if s == nil || !w.selects(s) {
+			u.Removed = append(u.Removed, name)
 		}
 	}
 	services, err := r.services()
