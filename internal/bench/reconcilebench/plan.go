@@ -29,7 +29,7 @@ func benchPlan(out io.Writer, rounds int) error {
 	var times []time.Duration
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	n := 4 * rounds
+	n := 20 * rounds
 	for range n {
 		began := time.Now()
 		ops := reconcile.Plan(reconcile.Config{}, want, actual)
