@@ -3,19 +3,30 @@ package healthcheck
 import "time"
 
 const (
-	// lagTolerance is how late a timer may fire on a host that is well.
-	lagTolerance = 20 * time.Millisecond
+	// lagTolerance is how late a timer may fire on a host that is well, and on one
+	// that is busy but does its work. Beside two busy loops on one CPU most are
+	// late by less.
+	lagTolerance = 3 * time.Millisecond
 	// heartbeat is how often the scheduler wakes up while probes run, if only to
-	// learn how late that is.
-	heartbeat = 50 * time.Millisecond
+	// learn how late that is. What a pause takes up to the next heartbeat goes
+	// unseen, so it is short against any timeout.
+	heartbeat = 10 * time.Millisecond
 )
 
 // lagMeter adds up how long this process was held up (no CPU, a pause of the
-// whole machine), as seen by the scheduler's own timer. Times are since the
-// engine's base; the engine's mutex guards it.
+// whole machine, a crowd of goroutines), as seen by the scheduler's own timer
+// and turns. Times are since the engine's base; the engine's mutex guards it.
 type lagMeter struct {
 	total    time.Duration
 	promised time.Duration // when the scheduler's timer is to fire; 0: not set
+}
+
+// queued takes note of how long the scheduler waited for its turn among the
+// goroutines that are ready to run.
+func (m *lagMeter) queued(d time.Duration) {
+	if d > lagTolerance {
+		m.total += d
+	}
 }
 
 func (m *lagMeter) promise(at time.Duration) { m.promised = at }
@@ -38,7 +49,8 @@ func (m *lagMeter) upTo(now time.Duration) time.Duration {
 // inconclusive result: the probe overran its timeout, or the process was held
 // up for a good part of it.
 func believable(res Result, elapsed, lag, timeout, slack time.Duration) Result {
-	late := elapsed > timeout+slack || lag > max(slack, timeout/10)
+	slack = max(slack, timeout/10)
+	late := elapsed > timeout+slack || lag > slack
 	if !late || !timeBound(res.Class) {
 		return res
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"time"
 )
 
@@ -77,9 +78,12 @@ func (e *Engine) schedule(ctx context.Context) {
 		case <-timer.C:
 		case <-e.wake:
 		}
+		woke := e.now()
+		runtime.Gosched() // a timer's goroutine goes first; what a probe waits for does not
 		e.mu.Lock()
 		now := e.now()
-		e.lag.woke(now)
+		e.lag.woke(woke)
+		e.lag.queued(now - woke)
 		e.wheel.advance(int64(now/tick), e.dispatch)
 		e.reviewHold(now)
 		e.wakeAt = e.nextWake(now)
@@ -228,6 +232,9 @@ func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 		r.cause = r.result
 		switch r.raw {
 		case Up:
+			if r.effective == Up {
+				e.enqueueHeld(r)
+			}
 			e.hold.rose(r, r.effective == Up)
 			e.believe(r, now)
 		case Down:

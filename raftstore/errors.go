@@ -16,6 +16,7 @@ var (
 	ErrRemoved    = errors.New("this node was removed from the cluster")
 	ErrNameInUse  = errors.New("the name is in use")
 	ErrNoMember   = errors.New("there is no such member")
+	ErrBusy       = errors.New("another membership change is on its way; try again")
 	ErrQuorum     = errors.New("the cluster would lose its quorum")
 
 	errLeaderChanged = errors.New("the leader changed before the command was applied")

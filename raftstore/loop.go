@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 
 	"github.com/ipvskit/ipvskit/raftstore/internal/wal"
@@ -30,21 +31,23 @@ type loop struct {
 	apply  *applier
 	keep   *keeper
 
-	applied progress
-	next    uint64 // sequence number of the next command
-	ticks   uint64
-	queued  []*proposal
-	changes map[uint64]chan error // membership changes by nonce
-	round   round
+	applied  progress
+	next     uint64 // sequence number of the next command
+	ticks    uint64
+	queued   []*proposal
+	changing membershipChange
+	round    round
 
-	appends   int               // tasks that the append stage has not done yet
-	applies   int               // tasks that the apply stage has not done yet
-	installs  bool              // one of appends has a snapshot, which goes through the apply stage
-	incoming  *incomingSnapshot // verified, waiting for raft to take it
-	lastHeard map[uint64]time.Time
-	promoted  uint64 // tick at which a promotion was last proposed
-	stalled   uint64 // tick at which a stalled disk was first seen; 0: it is not
-	muted     bool   // the disk has stalled for too long: others get no sign of life
+	appends    int               // tasks that the append stage has not done yet
+	applies    int               // tasks that the apply stage has not done yet
+	installs   bool              // one of appends has a snapshot, which goes through the apply stage
+	incoming   *incomingSnapshot // verified, waiting for raft to take it
+	lastHeard  map[uint64]time.Time
+	leadsIn    uint64    // the last term in which this node leads or has led
+	leadsSince time.Time // since when, in that term
+	promoted   uint64    // tick at which a promotion was last proposed
+	stalled    uint64    // tick at which a stalled disk was first seen; 0: it is not
+	muted      bool      // the disk has stalled for too long: others get no sign of life
 
 	now   func() time.Time
 	spawn func(func()) // runs a copy of the state in the background
@@ -58,7 +61,7 @@ const foundingIndex = 1
 
 func (s *Store) newLoop() (*loop, error) {
 	l := &loop{
-		s: s, log: s.logs, next: 1, changes: map[uint64]chan error{}, lastHeard: map[uint64]time.Time{}, now: time.Now,
+		s: s, log: s.logs, next: 1, lastHeard: map[uint64]time.Time{}, now: time.Now,
 		after: func(d time.Duration, fn func()) { time.AfterFunc(d, fn) },
 	}
 	l.spawn = l.background.Go
@@ -77,9 +80,12 @@ func (s *Store) newLoop() (*loop, error) {
 			return err
 		}
 		if c, err := o.cluster(); err != nil || c.ID != 0 && c.ID != node.Cluster {
-			return errors.Join(err, fmt.Errorf("the state is that of cluster %016x, this node belongs to %016x", c.ID, node.Cluster))
+			return errors.Join(err, fmt.Errorf("the state is that of cluster %016x, this node belongs to %016x: if it was being recovered, do that again", c.ID, node.Cluster))
 		}
 		if conf, err = o.conf(); err != nil {
+			return err
+		}
+		if err := s.forgetRemoved(o); err != nil {
 			return err
 		}
 		return s.restored(tx)
@@ -95,15 +101,18 @@ func (s *Store) newLoop() (*loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.rn, err = raft.NewRawNode(&raft.Config{
+	cfg := &raft.Config{
 		ID: l.self, ElectionTick: s.cfg.ElectionTicks, HeartbeatTick: 1,
 		Storage: l.log, Applied: l.applied.index, AsyncStorageWrites: true,
 		MaxSizePerMsg: 1 << 20, MaxInflightMsgs: 256, MaxInflightBytes: 16 << 20,
 		MaxUncommittedEntriesSize: 64 << 20, MaxCommittedSizePerReady: 8 << 20,
 		CheckQuorum: true, PreVote: true, StepDownOnRemoval: true,
 		Logger: zapRaft{s.log.WithOptions(zap.IncreaseLevel(zap.WarnLevel)).Sugar()},
-	})
-	if err != nil {
+	}
+	if s.cfg.weaken != nil {
+		s.cfg.weaken(cfg)
+	}
+	if l.rn, err = raft.NewRawNode(cfg); err != nil {
 		return nil, err
 	}
 	l.keep = &keeper{s: s, log: l.log, due: make(chan struct{}, 1)}
@@ -119,14 +128,21 @@ func (s *Store) newLoop() (*loop, error) {
 }
 
 // foundState gives a founder the state that the founding record says: entry 1
-// of term 1, applied, with the founders as voters. It is the same on each.
+// of term 1, applied, with the founders as voters. It is the same on each. The
+// one node of a cluster that was restored or recovered gets its name here.
 func (s *Store) foundState(node nodeFile) error {
-	if node.Founding == nil {
-		return nil
-	}
 	made := false
 	err := s.state.update(func(tx *bbolt.Tx) error {
-		if index, _ := ownIn(tx).applied(); index > 0 {
+		unnamed, err := ownIn(tx).unnamed(node.Member)
+		if err != nil {
+			return err
+		}
+		if unnamed {
+			made = true
+			f := s.founder(node.Member)
+			return ownIn(tx).putMember(Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr})
+		}
+		if index, _ := ownIn(tx).applied(); index > 0 || node.Founding == nil {
 			return nil
 		}
 		made = true
@@ -134,27 +150,31 @@ func (s *Store) foundState(node nodeFile) error {
 		if err != nil {
 			return err
 		}
-		conf := &raftpb.ConfState{}
-		for _, f := range node.Founding.Founders {
-			conf.Voters = append(conf.Voters, f.Member)
-			m := Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr}
-			if err := o.putMember(m); err != nil {
-				return err
-			}
-		}
-		if err := o.setConf(conf); err != nil {
-			return err
-		}
-		if err := o.setCluster(clusterInfo{ID: node.Founding.Cluster, Predecessor: node.Founding.Predecessor}); err != nil {
-			return err
-		}
-		return o.setApplied(foundingIndex, 1)
+		return o.found(node.Founding)
 	})
 	if err != nil || !made {
 		return err
 	}
 	_, err = s.state.checkpoint()
 	return err
+}
+
+func (o own) found(founding *Founding) error {
+	conf := &raftpb.ConfState{}
+	for _, f := range founding.Founders {
+		conf.Voters = append(conf.Voters, f.Member)
+		m := Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr}
+		if err := o.putMember(m); err != nil {
+			return err
+		}
+	}
+	if err := o.setConf(conf); err != nil {
+		return err
+	}
+	if err := o.setCluster(clusterInfo{ID: founding.Cluster, Predecessor: founding.Predecessor}); err != nil {
+		return err
+	}
+	return o.setApplied(foundingIndex, 1)
 }
 
 // metadata is that of the state as it is.
@@ -243,12 +263,7 @@ func (l *loop) turn() error {
 	if in.applied != nil {
 		l.applied = *in.applied
 	}
-	for _, nonce := range in.nonces {
-		if c := l.changes[nonce]; c != nil {
-			delete(l.changes, nonce)
-			c <- nil
-		}
-	}
+	l.changed(in.nonces)
 	for _, r := range in.messages {
 		l.lastHeard[r.from] = r.at
 		for _, m := range r.msgs {
@@ -455,11 +470,11 @@ func (l *loop) watch(stop <-chan struct{}) {
 // successor is the voter that is furthest, of those that were heard lately.
 func (l *loop) successor() uint64 {
 	best, match := uint64(0), uint64(0)
-	for id, p := range l.rn.Status().Progress {
+	l.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		if id != l.self && !p.IsLearner && p.RecentActive && (best == 0 || p.Match > match) {
 			best, match = id, p.Match
 		}
-	}
+	})
 	return best
 }
 
@@ -517,6 +532,12 @@ func (l *loop) step(m *raftpb.Message) error {
 // the vote.
 func (s *Store) lost(ctx context.Context) func(uint64, error) {
 	return func(peer uint64, err error) {
+		var refused interface{ Removed() bool }
+		if errors.As(err, &refused) && refused.Removed() {
+			// This node was away when it was removed, and no one will tell it by raft.
+			s.inbox.fail(ErrRemoved)
+			return
+		}
 		var lost interface{ Reset() bool }
 		reset := errors.As(err, &lost) && lost.Reset()
 		s.inbox.call(func(l *loop) {
@@ -550,6 +571,18 @@ func (l *loop) isLearner(id uint64) bool {
 	return !ok || m.Learner
 }
 
+// forgetRemoved tells the transport whom to refuse for ever.
+func (s *Store) forgetRemoved(o own) error {
+	ids, err := o.removed()
+	if err != nil || s.cfg.Transport == nil {
+		return err
+	}
+	for _, id := range ids {
+		s.cfg.Transport.RemovePeer(id)
+	}
+	return nil
+}
+
 // setPeers tells the transport who is there.
 func (s *Store) setPeers(self uint64, members map[uint64]Member) {
 	if s.cfg.Transport == nil {
@@ -580,6 +613,9 @@ func (l *loop) publish() {
 		term: st.GetTerm(), leader: st.Lead, commit: st.GetCommit(), applied: l.applied.index,
 		leading: st.RaftState == raft.StateLeader, members: l.applied.members,
 	}
+	if n.leading && l.leadsIn != n.term {
+		l.leadsIn, l.leadsSince = n.term, l.now()
+	}
 	// A leader that has not applied an entry of its own term is not yet one to
 	// its users: its state may lack what was acknowledged before.
 	n.leading = n.leading && l.applied.term == n.term && !l.muted
@@ -594,10 +630,7 @@ func (l *loop) fail(err error) {
 		l.s.finish(p, outcome{err: notApplied(err)})
 	}
 	l.queued = nil
-	for nonce, c := range l.changes {
-		delete(l.changes, nonce)
-		c <- unknown(err)
-	}
+	l.changing.end(unknown(err))
 	if in.reads != nil {
 		in.reads.end(err)
 	}

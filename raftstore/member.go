@@ -1,9 +1,11 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -93,60 +95,142 @@ func (s *Store) AddMember(ctx context.Context, m Member) (Membership, error) {
 		return Membership{}, fmt.Errorf("a member needs a name, a raft address and an incarnation: %+v", m)
 	}
 	var answer Membership
-	err := s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
-		for _, known := range l.applied.members {
-			if known.Incarnation == m.Incarnation {
-				answer = l.membership(known.ID)
-				return nil, nil, nil
-			}
-		}
-		gone := false
-		if err := s.state.view(func(tx *bbolt.Tx) error {
-			gone = ownIn(tx).gone(m.Incarnation)
-			return nil
-		}); err != nil {
-			return nil, nil, err
-		}
-		if gone {
-			return nil, nil, fmt.Errorf("%w: an incarnation never returns; start with an empty directory", ErrRemoved)
-		}
-		m.ID, m.Learner = randomID(), true
-		change := &memberChange{Nonce: randomID(), Put: &m}
-		var changes []*raftpb.ConfChangeSingle
-		for _, known := range l.applied.members {
-			if known.Name != m.Name {
-				continue
-			}
-			silent := l.now().Sub(l.lastHeard[known.ID])
-			limit := 10 * time.Duration(s.cfg.ElectionTicks) * s.cfg.TickInterval
-			if known.ID == l.self || known.RaftAddr != m.RaftAddr || silent < limit || !l.quorumWithout(known.ID) {
-				return nil, nil, fmt.Errorf("%w by the member at %s (%s)", ErrNameInUse, known.RaftAddr, known.HTTPAddr)
-			}
-			change.Remove = known.ID
-			changes = append(changes, single(raftpb.ConfChangeType_ConfChangeRemoveNode, known.ID))
-		}
-		changes = append(changes, single(raftpb.ConfChangeType_ConfChangeAddLearnerNode, m.ID))
-		answer = l.membership(m.ID)
-		answer.Members = append(answer.Members, m)
-		return change, changes, nil
+	err := s.change(ctx, func(l *loop) (change *memberChange, changes []*raftpb.ConfChangeSingle, err error) {
+		answer, change, changes, err = l.planAdd(m)
+		return change, changes, err
 	})
 	return answer, err
 }
 
-// RemoveMember takes a member out of the cluster, for ever. It refuses to
-// remove the last voter, and what the quorum needs (ErrQuorum).
-func (s *Store) RemoveMember(ctx context.Context, name string) error {
+func (l *loop) planAdd(m Member) (Membership, *memberChange, []*raftpb.ConfChangeSingle, error) {
+	fail := func(err error) (Membership, *memberChange, []*raftpb.ConfChangeSingle, error) {
+		return Membership{}, nil, nil, err
+	}
+	for _, known := range l.applied.members {
+		if known.Incarnation == m.Incarnation {
+			return l.membership(known.ID), nil, nil, nil
+		}
+	}
+	gone := false
+	if err := l.s.state.view(func(tx *bbolt.Tx) error {
+		gone = ownIn(tx).gone(m.Incarnation)
+		return nil
+	}); err != nil {
+		return fail(err)
+	}
+	if gone {
+		return fail(fmt.Errorf("%w: an incarnation never returns; start with an empty directory", ErrRemoved))
+	}
+	m.ID, m.Learner = randomID(), true
+	change := &memberChange{Nonce: randomID(), Put: &m}
+	var changes []*raftpb.ConfChangeSingle
+	if known, ok := l.named(m.Name); ok {
+		c := l.s.cfg
+		silent := l.silentFor(known.ID)
+		limit := 10 * time.Duration(c.ElectionTicks) * c.TickInterval
+		if known.ID == l.self || known.RaftAddr != m.RaftAddr || silent < limit || !l.quorumWithout(known.ID) {
+			return fail(fmt.Errorf("%w by the member at %s (%s)", ErrNameInUse, known.RaftAddr, known.HTTPAddr))
+		}
+		change.Remove = known.ID
+		changes = append(changes, single(raftpb.ConfChangeType_ConfChangeRemoveNode, known.ID))
+	}
+	changes = append(changes, single(raftpb.ConfChangeType_ConfChangeAddLearnerNode, m.ID))
+	answer := l.membership(m.ID)
+	answer.Members = append(answer.Members, m)
+	return answer, change, changes, nil
+}
+
+// ReplaceMember takes a member out for ever and another node in, in one change:
+// as a learner, which is promoted when it has caught up. Unlike AddMember it asks
+// neither for the name nor for the address of the former one, nor how long it has
+// been silent; it refuses what would lose the quorum (ErrQuorum).
+func (s *Store) ReplaceMember(ctx context.Context, name string, m Member) (Membership, error) {
+	if m.Name == "" || m.RaftAddr == "" || m.Incarnation == 0 {
+		return Membership{}, fmt.Errorf("a member needs a name, a raft address and an incarnation: %+v", m)
+	}
+	var answer Membership
+	err := s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
+		remove, removals, err := l.planRemove(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if other, ok := l.named(m.Name); ok && other.ID != remove.Remove {
+			return nil, nil, fmt.Errorf("%w by the member at %s (%s)", ErrNameInUse, other.RaftAddr, other.HTTPAddr)
+		}
+		if remove.Remove == l.self {
+			return nil, nil, fmt.Errorf("%w: this node is the leader; hand over first", ErrQuorum)
+		}
+		former := l.applied.members
+		defer func() { l.applied.members = former }()
+		l.applied.members = maps.Clone(former)
+		delete(l.applied.members, remove.Remove)
+		var change *memberChange
+		var changes []*raftpb.ConfChangeSingle
+		if answer, change, changes, err = l.planAdd(m); err != nil || change == nil {
+			return nil, nil, err
+		}
+		change.Remove = remove.Remove
+		return change, append(removals, changes...), nil
+	})
+	return answer, err
+}
+
+// UpdateMember changes the addresses of a member; an empty one stays. The others
+// connect to the new one at once.
+func (s *Store) UpdateMember(ctx context.Context, name, raftAddr, httpAddr string) error {
 	return s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
 		m, ok := l.named(name)
 		if !ok {
 			return nil, nil, fmt.Errorf("%w: %q", ErrNoMember, name)
 		}
-		if !m.Learner && !l.quorumWithout(m.ID) {
-			return nil, nil, fmt.Errorf("%w without %s", ErrQuorum, name)
-		}
-		return &memberChange{Nonce: randomID(), Remove: m.ID},
-			[]*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeRemoveNode, m.ID)}, nil
+		m.RaftAddr, m.HTTPAddr = cmp.Or(raftAddr, m.RaftAddr), cmp.Or(httpAddr, m.HTTPAddr)
+		return &memberChange{Nonce: randomID(), Put: &m},
+			[]*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeUpdateNode, m.ID)}, nil
 	})
+}
+
+// Promote makes a voter of a learner, whether it has caught up or not; those that
+// have are promoted without being asked, unless Config.ManualPromotion is set.
+func (s *Store) Promote(ctx context.Context, name string) error {
+	return s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
+		m, ok := l.named(name)
+		if !ok {
+			return nil, nil, fmt.Errorf("%w: %q", ErrNoMember, name)
+		}
+		if !m.Learner {
+			return nil, nil, nil
+		}
+		m.Learner = false
+		return &memberChange{Nonce: randomID(), Put: &m},
+			[]*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeAddNode, m.ID)}, nil
+	})
+}
+
+// silentFor is how long a member was not heard, by this leader.
+func (l *loop) silentFor(id uint64) time.Duration {
+	since := l.lastHeard[id]
+	if since.Before(l.leadsSince) {
+		since = l.leadsSince
+	}
+	return l.now().Sub(since)
+}
+
+// RemoveMember takes a member out of the cluster, for ever. It refuses to
+// remove the last voter, and what the quorum needs (ErrQuorum).
+func (s *Store) RemoveMember(ctx context.Context, name string) error {
+	return s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) { return l.planRemove(name) })
+}
+
+func (l *loop) planRemove(name string) (*memberChange, []*raftpb.ConfChangeSingle, error) {
+	m, ok := l.named(name)
+	if !ok {
+		return nil, nil, fmt.Errorf("%w: %q", ErrNoMember, name)
+	}
+	if !m.Learner && !l.quorumWithout(m.ID) {
+		return nil, nil, fmt.Errorf("%w without %s", ErrQuorum, name)
+	}
+	return &memberChange{Nonce: randomID(), Remove: m.ID},
+		[]*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeRemoveNode, m.ID)}, nil
 }
 
 // TransferLeadership asks the leader, which must be this node, to hand over to
@@ -183,11 +267,11 @@ func (s *Store) change(ctx context.Context, plan func(*loop) (*memberChange, []*
 			done <- err
 			return
 		}
-		l.changes[change.Nonce] = done
 		if err := l.proposeChange(change, changes...); err != nil {
-			delete(l.changes, change.Nonce)
 			done <- notApplied(err)
+			return
 		}
+		l.changing.done = done
 	}); err != nil {
 		return err
 	}
@@ -201,14 +285,50 @@ func (s *Store) change(ctx context.Context, plan func(*loop) (*memberChange, []*
 	}
 }
 
-// proposeChange hands a membership change to raft. One that raft replaces by an
-// empty entry, because another is pending, is an error.
+// membershipChange is the one that was proposed here and is not applied yet.
+type membershipChange struct {
+	nonce uint64 // 0: none
+	term  uint64
+	done  chan error // nil: no one waits
+}
+
+// end answers who waits.
+func (c *membershipChange) end(err error) {
+	if c.done != nil {
+		c.done <- err
+	}
+	*c = membershipChange{}
+}
+
+// proposeChange hands a membership change to raft, one at a time: raft would
+// silently put an empty entry in the place of a second.
 func (l *loop) proposeChange(change *memberChange, changes ...*raftpb.ConfChangeSingle) error {
+	st := l.rn.Status()
+	if l.changing.nonce != 0 || l.applied.term != st.GetTerm() || len(st.Config.Voters[1]) > 0 {
+		return ErrBusy
+	}
 	context, err := json.Marshal(change)
 	if err != nil {
 		return err
 	}
-	return l.rn.ProposeConfChange(&raftpb.ConfChangeV2{Changes: changes, Context: context})
+	if err := l.rn.ProposeConfChange(&raftpb.ConfChangeV2{Changes: changes, Context: context}); err != nil {
+		return err
+	}
+	l.changing = membershipChange{nonce: change.Nonce, term: st.GetTerm()}
+	return nil
+}
+
+// changed ends the change on its way when it is applied, or when entries of
+// another leader are: then it may be lost.
+func (l *loop) changed(nonces []uint64) {
+	if l.changing.nonce == 0 {
+		return
+	}
+	if slices.Contains(nonces, l.changing.nonce) {
+		l.changing.end(nil)
+	} else if l.applied.term > l.changing.term {
+		l.changing.end(unknown(errLeaderChanged))
+	}
 }
 
 func single(kind raftpb.ConfChangeType, id uint64) *raftpb.ConfChangeSingle {
@@ -227,11 +347,13 @@ func (l *loop) named(name string) (Member, bool) {
 }
 
 func (l *loop) membership(id uint64) Membership {
-	answer := Membership{Cluster: l.s.Identity().Cluster, Member: id}
-	for _, m := range l.applied.members {
-		answer.Members = append(answer.Members, m)
-	}
-	return answer
+	return Membership{Cluster: l.s.Identity().Cluster, Member: id, Members: l.sortedMembers()}
+}
+
+func (l *loop) sortedMembers() []Member { return sortedByID(l.applied.members) }
+
+func sortedByID(members map[uint64]Member) []Member {
+	return slices.SortedFunc(maps.Values(members), func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 }
 
 // quorumWithout says whether the voters but one are enough of themselves, and
@@ -254,14 +376,14 @@ func (l *loop) quorumWithout(id uint64) bool {
 // promote makes voters of the learners that have caught up. One at a time:
 // raft takes one change at a time.
 func (l *loop) promote() {
-	if !l.leads() || l.ticks-l.promoted < promoteTicks {
+	if l.s.cfg.ManualPromotion || !l.leads() || l.ticks-l.promoted < promoteTicks {
 		return
 	}
-	for _, m := range l.applied.members {
+	st := l.rn.Status()
+	for _, m := range l.sortedMembers() {
 		if !m.Learner {
 			continue
 		}
-		st := l.rn.Status()
 		p, known := st.Progress[m.ID]
 		if !known || p.State != tracker.StateReplicate || !p.RecentActive || p.Match+100 < st.GetCommit() {
 			continue

@@ -37,6 +37,9 @@ func openIPVS() (*ipvsConn, error) {
 		modprobe("ip_vs")
 		family, err = g.GetFamily("IPVS")
 	}
+	if lack := lacks(unix.CAP_SYS_MODULE); err != nil && lack != nil {
+		return nil, fmt.Errorf("this kernel has no IPVS, or its module is not loaded: %w: %w", err, lack)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("this kernel has no IPVS: %w; as root: modprobe ip_vs (a container uses its host's kernel; "+
 			"some small and cloud kernels leave it out, Debian's and Ubuntu's generic ones have it)", err)

@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -60,19 +59,13 @@ func Available() error {
 	}
 	defer k.(*linux).Close()
 	if _, err := k.Services(context.Background()); err != nil {
-		if errors.Is(err, syscall.EPERM) {
-			return errNoRight
-		}
 		return fmt.Errorf("reconcile: %w", err)
 	}
 	if err := unix.Access("/proc/sys/net/ipv4/vs/expire_nodest_conn", unix.W_OK); err != nil {
-		return fmt.Errorf("reconcile: the settings below /proc/sys/net cannot be written: %w; mount /proc/sys writable in this container, or run on the host", err)
+		return fmt.Errorf("reconcile: the settings below /proc/sys/net cannot be written: %w: %s", err, permissionHint(Op{Kind: SetSysctl}))
 	}
 	return nil
 }
-
-var errNoRight = errors.New("reconcile: IPVS refuses this process: it needs the capability CAP_NET_ADMIN (run as root, " +
-	"or with AmbientCapabilities=CAP_NET_ADMIN in a systemd unit, or --cap-add NET_ADMIN in a container, without a user namespace)")
 
 // Close gives back the sockets. No other method may be called afterwards.
 func (k *linux) Close() error {
@@ -84,14 +77,16 @@ func (k *linux) Close() error {
 func (k *linux) Simulated() bool { return false }
 
 func (k *linux) Services(ctx context.Context) ([]ServiceState, error) {
-	return k.ipvs.list(ctx)
+	list, err := k.ipvs.list(ctx)
+	return list, withCapability(err)
 }
 
 func (k *linux) Service(ctx context.Context, key Key) (ServiceState, error) {
 	if err := ctx.Err(); err != nil {
 		return ServiceState{}, err
 	}
-	return k.ipvs.get(key)
+	s, err := k.ipvs.get(key)
+	return s, withCapability(err)
 }
 
 func (k *linux) Fingerprint(ctx context.Context) (uint64, error) {
@@ -151,7 +146,8 @@ func (k *linux) IPVS(ctx context.Context) (IPVS, error) {
 	if err := ctx.Err(); err != nil {
 		return IPVS{}, err
 	}
-	return k.ipvs.state()
+	state, err := k.ipvs.state()
+	return state, withCapability(err)
 }
 
 func (k *linux) Chain(ctx context.Context, key ChainKey) (Chain, error) {
@@ -288,6 +284,9 @@ func (n *namespace) do(f func() error) error {
 	defer back.Close()
 	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
+		if lack := lacks(unix.CAP_SYS_ADMIN); lack != nil {
+			err = fmt.Errorf("%w: %w", err, lack)
+		}
 		return fmt.Errorf("enter the network namespace: %w", err)
 	}
 	defer func() {

@@ -53,7 +53,7 @@ func newNetwork(t *testing.T, backends int) *network {
 		b.Run(fmt.Sprintf("ip route add default via 10.1.%d.254", i))
 		b.Run(fmt.Sprintf("ip route add default via fd01:%d::254", i))
 		n.backends = append(n.backends, b)
-		n.serve(b, i, 8080)
+		n.serve(b, i, "[::]:8080")
 	}
 	k, err := reconcile.NewLinux(reconcile.LinuxConfig{NetNS: n.director.Path})
 	if err != nil {
@@ -64,13 +64,13 @@ func newNetwork(t *testing.T, backends int) *network {
 	return n
 }
 
-func (n *network) serve(b *kerneltest.Namespace, number, port int) {
+func (n *network) serve(b *kerneltest.Namespace, number int, address string) {
 	n.t.Helper()
-	l, err := b.Listen("tcp", fmt.Sprintf("[::]:%d", port))
+	l, err := b.Listen("tcp", address)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	p, err := b.ListenPacket("udp", fmt.Sprintf("[::]:%d", port))
+	p, err := b.ListenPacket("udp", address)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -145,7 +145,8 @@ func (n *network) serviceAt(p reconcile.Protocol, vip string, weights ...int) re
 // conn is a connection on which each question gets the same backend's answer.
 type conn struct {
 	net.Conn
-	in *bufio.Reader
+	in      *bufio.Reader
+	backend string // that answered first
 }
 
 func open(from *kerneltest.Namespace, network, to string) (*conn, error) {
@@ -155,7 +156,7 @@ func open(from *kerneltest.Namespace, network, to string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{c, bufio.NewReader(c)}, nil
+	return &conn{Conn: c, in: bufio.NewReader(c)}, nil
 }
 
 // ask gives the backend's number and the address that it saw.
@@ -181,7 +182,7 @@ func count(t *testing.T, from *kerneltest.Namespace, network, to string, n int) 
 		b, s, err := c.ask()
 		c.Close()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s %s: %v", network, to, err)
 		}
 		backends[b]++
 		seen = s
@@ -200,6 +201,10 @@ func TestKernelMasquerade(t *testing.T) {
 		n.serviceAt(reconcile.TCP, vip4, 3, 1), n.serviceAt(reconcile.TCP, vip6, 3, 1),
 		n.serviceAt(reconcile.UDP, vip4, 3, 1), n.serviceAt(reconcile.UDP, vip6, 3, 1),
 	)
+	// So many more that one rule for all takes the place of one each.
+	for i := range 20 {
+		d.Services = append(d.Services, n.serviceAt(reconcile.TCP, fmt.Sprintf("198.51.100.%d", 100+2*i), 3, 1))
+	}
 	rep := converge(t, r, d)
 	t.Logf("%d operations in %s; %v", rep.Operations, rep.Took, rep.Host)
 	for _, protocol := range []string{"tcp", "udp"} {
@@ -247,70 +252,6 @@ func TestKernelSNATAll(t *testing.T) {
 	for range 3 {
 		if _, _, err := c.ask(); err != nil {
 			t.Fatalf("after snat off: %v", err)
-		}
-	}
-}
-
-// No change that keeps a backend loses a connection to it; new connections go
-// where they should. INV-22, INV-23.
-func TestKernelChangesLoseNoConnection(t *testing.T) {
-	n := newNetwork(t, 3)
-	r := newReconciler(t, reconcile.Config{Kernel: n.kernel, DrainTimeout: time.Hour})
-	s := n.service(1, 1, -1)
-	converge(t, r, desired(s))
-	var held []*conn
-	for range 8 {
-		c, err := open(n.client, "tcp", at(vip4))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		held = append(held, c)
-	}
-	local, err := open(n.director, "tcp", at(vip4))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer local.Close()
-	held = append(held, local)
-	other := n.serviceAt(reconcile.TCP, "198.51.100.11", 1)
-	for _, step := range []struct {
-		name   string
-		change func()
-		want   string // backends that new connections may go to
-	}{
-		{"weights", func() { s = n.service(5, 2, -1) }, "12"},
-		{"weight 0", func() { s.Destinations[0].Weight = 0 }, "2"},
-		{"another scheduler", func() { s.Scheduler = "rr" }, "2"},
-		{"persistence", func() { s.Flags, s.Timeout = reconcile.Persistent, 5*time.Minute }, "2"},
-		{"no persistence", func() { s.Flags, s.Timeout = 0, 0 }, "2"},
-		{"thresholds", func() { s.Destinations[1].Upper = 1000 }, "2"},
-		{"one more backend", func() { s = n.service(1, 1, 1) }, "123"},
-		{"snat all", func() { s.SNAT = reconcile.SNATAll }, "123"},
-		{"snat off", func() { s.SNAT = reconcile.SNATOff }, "123"},
-		{"snat local", func() { s.SNAT = reconcile.SNATLocal }, "123"},
-		{"a backend removed", func() { s = n.service(-1, 1, 1) }, "23"},
-		{"the backend back", func() { s = n.service(1, 1, 1) }, "123"},
-		{"hashing", func() { s.Scheduler, s.Flags = "mh", reconcile.Sched2 }, "123"},
-	} {
-		step.change()
-		for _, d := range []reconcile.Desired{desired(s, other), desired(s)} {
-			converge(t, r, d)
-			lost := 0
-			for _, c := range held {
-				if _, _, err := c.ask(); err != nil {
-					lost++
-				}
-			}
-			if lost != 0 {
-				t.Fatalf("%s: %d of %d connections lost", step.name, lost, len(held))
-			}
-		}
-		got, _ := count(t, n.client, "tcp", at(vip4), 6)
-		for b := range got {
-			if !strings.Contains(step.want, b) {
-				t.Errorf("%s: new connections went to %v, want one of %s", step.name, got, step.want)
-			}
 		}
 	}
 }
@@ -395,86 +336,49 @@ func TestKernelLeavesOthersAlone(t *testing.T) {
 		saved = slices.DeleteFunc(saved, func(l string) bool { return strings.Contains(l, vip4+":80 ") })
 		slices.Sort(saved)
 		return strings.Join(saved, "\n") + n.director.Run("ip addr show dev lo") + n.director.Run("ip addr show dev client") +
-			n.director.Run("iptables-legacy -t nat -S POSTROUTING 1")
+			strings.ReplaceAll(n.director.Run("iptables-legacy -t nat -S POSTROUTING"), "-A POSTROUTING -j IPVSKIT-POSTROUTING\n", "") +
+			n.director.Run("iptables-legacy -S INPUT")
+	}
+	check := func(when, before string) {
+		t.Helper()
+		if got := others(); got != before {
+			t.Errorf("%s:\n%s\nbefore:\n%s", when, got, before)
+		}
 	}
 	before := others()
 	cfg := reconcile.Config{Kernel: n.kernel, Journal: reconcile.FileJournal(filepath.Join(t.TempDir(), "scope")), Marks: reconcile.MarkRange{First: 1, Last: 99}}
 	r := newReconciler(t, cfg)
 	converge(t, r, desired(n.service(1, 1)))
-	if got := others(); got != before {
-		t.Errorf("with a service:\n%s\nbefore:\n%s", got, before)
-	}
+	check("with a service", before)
+	// They go on while we are here.
+	n.director.Run("ipvsadm -e -t 198.18.0.1:81 -r 10.1.1.1:8080 -m -w 8")
+	n.director.Run("ipvsadm -A -t 203.0.113.2:80 -s sh")
+	n.director.Run("ipvsadm -A -f 501 -s rr")
+	n.director.Run("ip addr add 203.0.113.10/32 dev lo")
+	n.director.Run("iptables-legacy -t nat -I POSTROUTING -s 10.251.0.0/16 -j MASQUERADE")
+	n.director.Run("iptables-legacy -A INPUT -p tcp --dport 9999 -j DROP")
+	before = others()
 	clash := n.service(1)
 	clash.Key.Port = 81
 	rep := sync(t, r, desired(n.service(1, 1), clash))
 	if rep.Converged || len(rep.Collisions) != 1 || len(rep.Failures) != 1 {
 		t.Errorf("a collision: %+v", rep)
 	}
-	converge(t, newReconciler(t, cfg), desired())
-	if got := others(); got != before {
-		t.Errorf("without services:\n%s\nbefore:\n%s", got, before)
-	}
+	check("with a collision", before)
+	r = newReconciler(t, cfg)
+	converge(t, r, desired())
+	check("without services", before)
 	if out := n.director.Run("ipvsadm -Sn"); strings.Contains(out, vip4+":80 ") {
 		t.Errorf("the removed service is still there:\n%s", out)
 	}
 	if out := n.director.Run("ip addr show dev ipvs-manager"); !strings.Contains(out, vip4+"/32") {
 		t.Errorf("the VIP did not stay:\n%s", out)
 	}
-}
-
-// Direct routing, a tunnel, a firewall mark and persistence carry traffic.
-func TestKernelForwarding(t *testing.T) {
-	n := newNetwork(t, 4)
-	n.director.Run("iptables-legacy -t mangle -A PREROUTING -d 198.51.100.20 -p tcp -j MARK --set-mark 20")
-	// The answers of two backends go to the client directly: the director would
-	// take packets from its own VIP for forged ones.
-	for i, b := range n.backends[2:] {
-		kerneltest.Connect(b, fmt.Sprintf("198.19.%d.1/24", i), n.client, fmt.Sprintf("198.19.%d.2/24", i))
-		b.Run(fmt.Sprintf("ip route add 198.18.0.0/24 via 198.19.%d.2", i))
-		n.serve(b, i+3, 80)
-		b.Run("sysctl -qw net.ipv4.conf.all.rp_filter=0")
-		b.Run("sysctl -qw net.ipv4.conf.director.rp_filter=0")
-		b.Run("ip addr add 198.51.100.11/32 dev lo")
-		b.Run("ip addr add 198.51.100.12/32 dev lo")
-		b.Run("modprobe -d /run/m ipip")
-		b.Run("ip link set tunl0 up")
-		b.Run("sysctl -qw net.ipv4.conf.tunl0.rp_filter=0")
+	if rep, err := r.Cleanup(t.Context()); err != nil || !rep.Converged {
+		t.Fatalf("%+v, %v", rep, err)
 	}
-	dr := n.serviceAt(reconcile.TCP, "198.51.100.11", -1, -1, 1, 1)
-	tunnel := n.serviceAt(reconcile.TCP, "198.51.100.12", -1, -1, 1, 1)
-	for i := range dr.Destinations {
-		dr.Destinations[i].Forwarding, dr.Destinations[i].Port = reconcile.DR, 80
-		tunnel.Destinations[i].Forwarding, tunnel.Destinations[i].Port = reconcile.Tunnel, 80
-	}
-	mark := n.service(1, 1)
-	mark.Key = reconcile.MarkKey(reconcile.IPv4, 20)
-	sticky := n.serviceAt(reconcile.TCP, "198.51.100.13", 1, 1)
-	sticky.Flags, sticky.Timeout = reconcile.Persistent, time.Minute
-	r := newReconciler(t, reconcile.Config{Kernel: n.kernel, Marks: reconcile.MarkRange{First: 1, Last: 99}})
-	// A mark's address must be local, too: a service of its own binds it.
-	binder := n.serviceAt(reconcile.UDP, "198.51.100.20", 1)
-	converge(t, r, desired(dr, tunnel, mark, sticky, binder))
-	for _, way := range []struct{ name, vip, a, b string }{
-		{"dr", "198.51.100.11", "3", "4"}, {"tunnel", "198.51.100.12", "3", "4"}, {"mark", "198.51.100.20", "1", "2"},
-	} {
-		if got, seen := count(t, n.client, "tcp", at(way.vip), 4); got[way.a] != 2 || got[way.b] != 2 || seen != "198.18.0.2" {
-			t.Errorf("%s: %v, seen from %s", way.name, got, seen)
-		}
-	}
-	got, _ := count(t, n.client, "tcp", at("198.51.100.13"), 6)
-	if len(got) != 1 {
-		t.Errorf("a persistent client went to %v", got)
-	}
-	// Weight 0 moves persistent clients, too.
-	for i, d := range sticky.Destinations {
-		if got[fmt.Sprint(i+1)] > 0 {
-			d.Weight = 0
-			sticky.Destinations = slices.Clone(sticky.Destinations)
-			sticky.Destinations[i] = d
-		}
-	}
-	converge(t, r, desired(dr, tunnel, mark, sticky, binder))
-	if then, _ := count(t, n.client, "tcp", at("198.51.100.13"), 3); len(then) != 1 || fmt.Sprint(then) == fmt.Sprint(got) {
-		t.Errorf("with weight 0 a persistent client went to %v, before to %v", then, got)
+	check("after Cleanup", before)
+	if left := n.director.Run("iptables-legacy-save") + n.director.Run("ip link"); strings.Contains(left, "IPVSKIT") || strings.Contains(left, "ipvs-manager") {
+		t.Errorf("after Cleanup is left:\n%s", left)
 	}
 }

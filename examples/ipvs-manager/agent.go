@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 
 	"go.uber.org/zap"
@@ -52,13 +51,7 @@ func newDirector(cfg config, servers []string, who *identity.Source, log *zap.Lo
 		return nil, err
 	}
 	account := &applier{reports: make(chan lbstate.Applied, 1)}
-	rc := reconcile.Config{Kernel: p.kernel, DummyName: cfg.dummyName, Marks: cfg.marks, OnReport: account.report, Logger: log}
-	if !p.simulated() {
-		// A simulated kernel is empty at each start, so it has no scope to
-		// remember. One that it left would be taken for the real kernel's.
-		rc.Journal = reconcile.FileJournal(filepath.Join(cfg.agentDir, "scope"))
-	}
-	if account.Reconciler, err = reconcile.New(rc); err != nil {
+	if account.Reconciler, err = cfg.tuning.reconciler(cfg.agentDir, p.kernel, account.report, log); err != nil {
 		return nil, err
 	}
 	cc := agent.ClientConfig{

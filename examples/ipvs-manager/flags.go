@@ -14,8 +14,6 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap/zapcore"
-
-	"github.com/ipvskit/ipvskit/reconcile"
 )
 
 type role string
@@ -47,8 +45,7 @@ type config struct {
 	grpcPort    int
 	grpcAddress []string // servers that an agent talks to
 	volDir      string
-	dummyName   string
-	marks       reconcile.MarkRange // firewall marks that are ours
+	tuning      tuning
 	plane       dataplane
 	agentName   string
 	agentNamed  bool // by --agent_name
@@ -220,12 +217,7 @@ func flagSet(c *config) *pflag.FlagSet {
 	port(&c.grpcPort, "grpc_port", 8210, "port for agents")
 	list(&c.grpcAddress, "grpc_address", "127.0.0.1:8210", "addresses host:port, comma separated", "servers that this agent talks to", isDialable)
 	text(&c.volDir, "raft_vol_dir", "node_1_data", "a directory", "directory of the raft log and the database", isSet)
-	text(&c.dummyName, "dummy_name", "ipvs-manager", "an interface name: 1 to 15 characters without space, '/' or ':'", "name of the dummy interface that carries the VIPs", isInterface)
-	fs.Var(newValue("", "range", "FIRST-LAST, each 1 to 4294967295", func(s string) bool {
-		var ok bool
-		c.marks, ok = parseMarks(s)
-		return ok
-	}), "fwmark_range", "firewall marks that are this load balancer's own, as in 100-199: IPVS services of other\nmarks are never touched, those in the range that are not wanted are deleted (default: none)")
+	c.tuning.scopeFlags(fs)
 	fs.Var(newValue("auto", "plane", "auto, kernel, fake", func(s string) bool {
 		c.plane = dataplane(s)
 		return slices.Contains([]dataplane{planeAuto, planeKernel, planeFake}, c.plane)
@@ -237,6 +229,7 @@ func flagSet(c *config) *pflag.FlagSet {
 		return ok
 	}), "agent_labels", "labels of this agent, as in zone=a,rack=7; services select agents by them")
 	text(&c.agentDir, "agent_dir", "", "a directory", "directory of the agent's journal (default: agent_data; singleon: agent, under --raft_vol_dir)", func(string) bool { return true })
+	c.tuning.flags(fs)
 	text(&c.listen, "listen", "", "a host name or IP address", "host that all ports listen on; 0.0.0.0 or :: for every address, VIPs included\n(default: the host of --adverties)", func(s string) bool { return s == "" || isHost(s) })
 	list(&c.hostNames, "http_names", "", "DNS names, comma separated", "further DNS names by which browsers reach the page; by IP address and by the announced\nname they always may", isHost)
 	file := func(p *string, name, usage string) {
@@ -364,16 +357,6 @@ func parseLabels(s string) (map[string]string, bool) {
 		labels[k] = v
 	}
 	return labels, true
-}
-
-func parseMarks(s string) (reconcile.MarkRange, bool) {
-	if s == "" {
-		return reconcile.MarkRange{}, true
-	}
-	a, b, ok := strings.Cut(s, "-")
-	first, err1 := strconv.ParseUint(a, 10, 32)
-	last, err2 := strconv.ParseUint(b, 10, 32)
-	return reconcile.MarkRange{First: uint32(first), Last: uint32(last)}, ok && errors.Join(err1, err2) == nil && first > 0 && first <= last
 }
 
 func version() string {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap/zapcore"
@@ -18,11 +19,11 @@ func TestFlagsDefaults(t *testing.T) {
 	want := config{
 		role: roleServer, nodeID: "raft", advertise: "127.0.0.1:8110", listen: "127.0.0.1",
 		cluster: []string{"127.0.0.1:8010"}, serverPort: 8010, grpcPort: 8210,
-		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", dummyName: "ipvs-manager",
+		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", tuning: tuning{dummyName: "ipvs-manager", drainTimeout: time.Minute},
 		plane: planeAuto, agentName: "here", agentNamed: true, agentLabels: map[string]string{}, agentDir: "agent_data",
 		logLevel: zapcore.InfoLevel,
 	}
-	if diff := cmp.Diff(want, c, cmp.AllowUnexported(config{})); diff != "" {
+	if diff := cmp.Diff(want, c, cmp.AllowUnexported(config{}, tuning{})); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -44,6 +45,10 @@ func TestFlags(t *testing.T) {
 		{"labels", "--agent_labels zone=a,rack=,x=7", func(c config) bool {
 			return c.agentLabels["zone"] == "a" && c.agentLabels["x"] == "7" && len(c.agentLabels) == 3
 		}},
+		{"director", "--allowed_prefixes 192.0.2.7/24,2001:db8::/32 --drain_timeout 0 --release_vips --leave_sysctls *", func(c config) bool {
+			t := c.tuning
+			return len(t.allowedPrefixes) == 2 && t.allowedPrefixes[0].String() == "192.0.2.0/24" && t.drainTimeout < 0 && t.releaseVIPs && t.leaveSysctls[0] == "*"
+		}},
 		{"listen", "--listen ::", func(c config) bool { return c.listenAddress(8010) == "[::]:8010" }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -61,6 +66,8 @@ func TestBadFlagsAreNamed(t *testing.T) {
 		want []string // parts of the message
 	}{
 		{"--server_type master", []string{"--server_type", `"master"`, "server (or empty), agent, singleon"}},
+		{"--allowed_prefixes 192.0.2.0", []string{"--allowed_prefixes", `"192.0.2.0"`, "ADDRESS/LENGTH"}},
+		{"--drain_timeout -1s", []string{"--drain_timeout", `"-1s"`, "a duration"}},
 		{"--server_port 0", []string{"--server_port", `"0"`, "1 to 65535"}},
 		{"--server_port 65536", []string{"--server_port", `"65536"`}},
 		{"--server_port x", []string{"--server_port", `"x"`, "1 to 65535"}},

@@ -45,7 +45,7 @@ func (p plane) describe(cfg config) string {
 	if p.simulated() {
 		return "  data plane   SIMULATED: no packet is forwarded\n"
 	}
-	return fmt.Sprintf("  data plane   this kernel, VIPs on interface %s\n", cfg.dummyName)
+	return fmt.Sprintf("  data plane   this kernel, VIPs on interface %s\n", cfg.tuning.dummyName)
 }
 
 // warn says at each start what people must know about it.

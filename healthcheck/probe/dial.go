@@ -114,7 +114,7 @@ func asked(target netip.AddrPort) error {
 
 // bind makes c end with ctx's deadline, and at once when ctx is cancelled. The
 // returned function undoes the second.
-func bind(ctx context.Context, c net.Conn) (release func() bool) {
+func bind(ctx context.Context, c interface{ SetDeadline(time.Time) error }) (release func() bool) {
 	if deadline, ok := ctx.Deadline(); ok {
 		c.SetDeadline(deadline) //nolint:errcheck // an error shows up at the next read
 	}

@@ -19,11 +19,13 @@ import (
 
 	"github.com/ipvskit/ipvskit/internal/bench/figures"
 	"github.com/ipvskit/ipvskit/internal/bench/raftbench"
+	"github.com/ipvskit/ipvskit/internal/bench/reconcilebench"
 )
 
 // subjects maps a word on the command line to what it runs.
 var subjects = map[string]func(context.Context, figures.Options) error{
-	"raft": raftbench.Run,
+	"raft":      raftbench.Run,
+	"reconcile": func(ctx context.Context, o figures.Options) error { return reconcilebench.Run(ctx, o.Quick, os.Stdout) },
 }
 
 func main() {

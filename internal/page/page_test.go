@@ -88,16 +88,41 @@ func TestServices(t *testing.T) {
 		"backends": []object{{"address": "2001:db8:1::1"}, {"address": "2001:db8:1::2"}},
 	})
 	m.put("mail", object{
-		"fwmark": 7, "family": "ipv4", "persistence": object{"timeout": "300s"},
+		"fwmark": 7, "family": "ipv4", "notes": "Moves to the new racks in May.", "persistence": object{"timeout": "300s"},
 		"backends": []object{{"address": "10.1.1.1", "health_check": a.tcp()}},
 	})
 	p.row("Backends of dns", 1, "[2001:db8:1::2]:53", "in service", "100", "no check")
 	p.row("Backends of mail", 0, "10.1.1.1", "unhealthy | …", "0 of 100", "*")
+	m.put("shop", object{
+		"vip": "192.0.2.11", "port": 80, "min_healthy": 2, "sorry_server": object{"address": "10.1.9.9", "port": 8080},
+		"backends": []object{
+			{"address": "10.1.2.1", "health_check": b.get("/up")},
+			{"address": "10.1.2.2", "state": "drain", "drain_timeout": "1h"},
+		},
+	})
+	p.row("Backends of shop", 0, "10.1.2.1:80", "too few healthy", "0 of 100", "*")
+	p.row("Backends of shop", 1, "10.1.2.2:80", "draining | until …", "0 of 100", "no check")
+	p.row("Backends of shop", 2, "10.1.9.9:8080", "sorry server in charge", "–", "no check")
+	p.sees("#service-list", "sorry server in charge", "healthy at least 2", "Moves to the new racks in May.")
 	p.shots("services")
+	m.delete("shop")
 
+	// A change touches what changed alone: a focus elsewhere stays.
+	p.eval(`document.querySelector('[aria-label="Edit dns"]').focus()`)
 	a.up()
 	p.row("Backends of web", 0, "10.1.0.1:8080", "healthy", "100", "*")
+	if focus := read[string](p, `document.activeElement.getAttribute("aria-label") ?? ""`); focus != "Edit dns" {
+		t.Errorf("the focus went to %q", focus)
+	}
 	p.row("Backends of mail", 0, "10.1.1.1", "healthy", "100", "*")
+
+	// What the editor shows can be saved: it is configuration alone.
+	for _, card := range []string{"dns", "mail", "web"} {
+		p.click(fmt.Sprintf(`.card:has([aria-label="Edit %s"])`, card), "Edit")
+		p.editing(card)
+		p.click("#editor", "Save")
+		p.closed()
+	}
 
 	p.write("#filter", "zone")
 	eventually(t, "only dns is shown", func() (string, bool) {
@@ -171,8 +196,7 @@ backends:
 	p.closed()
 
 	p.click(".card", "Edit")
-	p.sees("#editor", "Service shop")
-	text := read[string](p, `document.querySelector("#editor-text").value`)
+	text := p.editing("shop")
 	if !strings.Contains(text, `"weight": 7`) || !strings.Contains(text, `"revision"`) || strings.Contains(text, "effective") {
 		t.Errorf("the editor shows %s", text)
 	}
@@ -184,7 +208,7 @@ backends:
 
 	// Someone else changes it while the editor is open.
 	p.click(".card", "Edit")
-	stale := read[string](p, `document.querySelector("#editor-text").value`)
+	stale := p.editing("shop")
 	m.put("shop", object{"vip": "192.0.2.20", "port": 80, "backends": []object{{"address": "10.1.0.1", "port": 8080, "weight": 11}}})
 	p.write("#editor-text", strings.Replace(stale, `"weight": 9`, `"weight": 10`, 1))
 	p.click("#editor", "Save")
@@ -193,6 +217,7 @@ backends:
 	p.row("Backends of shop", 0, "10.1.0.1:8080", "in service", "11", "no check")
 
 	p.click(".card", "Edit")
+	p.editing("shop")
 	m.put("shop", object{"vip": "192.0.2.20", "port": 80, "backends": []object{{"address": "10.1.0.1", "port": 8080, "weight": 12}}})
 	p.click("#editor", "Delete")
 	p.click("#editor", "Delete: press again")
@@ -201,6 +226,7 @@ backends:
 	p.row("Backends of shop", 0, "10.1.0.1:8080", "in service", "12", "no check")
 
 	p.click(".card", "Edit")
+	p.editing("shop")
 	p.click("#editor", "Delete")
 	p.click("#editor", "Delete: press again")
 	p.sees("#service-list", "There are no services yet")
@@ -208,6 +234,17 @@ backends:
 	if s := m.get("shop"); s != nil {
 		t.Errorf("the deleted service is still there: %v", s)
 	}
+}
+
+// editing waits until the editor has the service, and returns the text.
+func (p *tab) editing(name string) string {
+	p.t.Helper()
+	text := ""
+	eventually(p.t, "the editor has "+name, func() (string, bool) {
+		text = read[string](p, `document.querySelector("#editor[open] #editor-text:enabled")?.value ?? ""`)
+		return text + p.text("#editor"), strings.Contains(text, fmt.Sprintf(`"name": %q`, name))
+	})
+	return text
 }
 
 func (p *tab) closed() {
@@ -231,6 +268,9 @@ func TestServerLost(t *testing.T) {
 	p.sees("#banners", "This server does not answer.")
 	p.row("Backends of web", 0, "10.1.0.1:8080", "in service", "100", "no check")
 	p.shots("lost")
+	p.click(".card", "Edit")
+	p.sees("#editor-faults", "did not answer")
+	p.click("#editor", "Cancel")
 
 	m.start()
 	p.sees("#link", "live")

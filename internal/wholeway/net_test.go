@@ -73,11 +73,16 @@ func ip(t *testing.T, args string) {
 // onDirector runs a command on the director and returns what it printed.
 func onDirector(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("ip", append([]string{"netns", "exec", director}, args...)...).CombinedOutput()
+	out, err := tryOnDirector(args...)
 	if err != nil {
 		t.Fatalf("on the director: %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	return string(out)
+	return out
+}
+
+func tryOnDirector(args ...string) (string, error) {
+	out, err := exec.Command("ip", append([]string{"netns", "exec", director}, args...)...).CombinedOutput()
+	return string(out), err
 }
 
 // dialIn dials from inside a namespace: a socket stays in the one it was made in.

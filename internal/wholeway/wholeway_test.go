@@ -25,6 +25,7 @@ type stage struct {
 	servers  []*process
 	apis     []api
 	agent    *process
+	agentDir string
 	backends map[string]*process
 	foreign  string // what someone else's ipvsadm made, as ipvsadm prints it
 }
@@ -46,6 +47,7 @@ func TestTheWholeWay(t *testing.T) {
 		{"4 the leader dies", leaderDies},
 		{"5 all servers die, the agent restarts from its cache", allServersDie},
 		{"6 changes lose no connection", changesLoseNothing},
+		{"7 a director is given back", cleanUp},
 	} {
 		// The steps are one story: after a failure the rest has no meaning.
 		if !t.Run(step.name, func(t *testing.T) { step.do(t, s); s.foreignIntact(t) }) {
@@ -56,7 +58,7 @@ func TestTheWholeWay(t *testing.T) {
 
 func newStage(t *testing.T, manager string) *stage {
 	dir := t.TempDir()
-	s := &stage{backends: map[string]*process{}}
+	s := &stage{agentDir: filepath.Join(dir, "agent"), backends: map[string]*process{}}
 	list := "10.9.0.1:8010,10.9.0.2:8010,10.9.0.3:8010"
 	for i := 1; i <= 3; i++ {
 		ns, host := fmt.Sprintf("s%d", i), fmt.Sprintf("10.9.0.%d", i)
@@ -68,7 +70,7 @@ func newStage(t *testing.T, manager string) *stage {
 	s.agent = newProcess(t, director, "agent", manager, "--server_type", "agent",
 		"--grpc_address", "10.9.0.1:8210,10.9.0.2:8210,10.9.0.3:8210",
 		"--agent_name", "director", "--agent_labels", "zone=a",
-		"--agent_dir", filepath.Join(dir, "agent"), "--dataplane", "kernel", "--insecure")
+		"--agent_dir", s.agentDir, "--dataplane", "kernel", "--insecure")
 	for i := 1; i <= 3; i++ {
 		ns := fmt.Sprintf("b%d", i)
 		s.backends[ns] = startBackend(t, ns)
@@ -346,5 +348,24 @@ func changesLoseNothing(t *testing.T, s *stage) {
 	})
 	if addrs := onDirector(t, "ip", "-o", "addr", "show", "dev", "ipvs-manager"); !strings.Contains(addrs, vip+"/32") {
 		t.Errorf("interface and VIP should stay when a service is removed, but there is only:\n%s", addrs)
+	}
+}
+
+// cleanUp removes what the agent has made; what others have made stays.
+func cleanUp(t *testing.T, s *stage) {
+	manager := os.Getenv("IPVS_MANAGER")
+	if out, err := tryOnDirector(manager, "cleanup", "--agent_dir", s.agentDir); err == nil || !strings.Contains(out, "another agent uses this directory") {
+		t.Errorf("cleanup beside a running agent: %v\n%s", err, out)
+	}
+	s.agent.signal(syscall.SIGTERM)
+	t.Log(onDirector(t, manager, "cleanup", "--agent_dir", s.agentDir))
+	if left := lines(onDirector(t, "ipvsadm", "-Sn"), vip); left != "" {
+		t.Errorf("services are left:\n%s", left)
+	}
+	if links := onDirector(t, "ip", "-o", "link"); strings.Contains(links, "ipvs-manager") {
+		t.Errorf("the interface is left:\n%s", links)
+	}
+	if rules := onDirector(t, "iptables-legacy", "-t", "nat", "-S"); strings.Contains(rules, "IPVSKIT") {
+		t.Errorf("packet-filter chains are left:\n%s", rules)
 	}
 }

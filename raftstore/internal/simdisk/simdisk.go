@@ -6,6 +6,7 @@ package simdisk
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -28,10 +29,12 @@ type FS struct {
 	Before func(op string, n int) error
 
 	root string
+	seed uint64
 
 	mu      sync.Mutex
+	lives   uint64
 	rng     *rand.Rand
-	lies    bool
+	lies    func(name string) bool
 	dead    bool
 	steps   int
 	now     map[string]*inode // by path
@@ -55,15 +58,26 @@ const page = 512
 // New returns a disk over the folder root, which must be empty or what an
 // earlier disk left. Faults are drawn from seed.
 func New(root string, seed uint64) *FS {
-	return &FS{root: root, rng: rand.New(rand.NewPCG(seed, 0x5d)), now: map[string]*inode{}, durable: map[string]*inode{}}
+	return &FS{root: root, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x5d)), now: map[string]*inode{}, durable: map[string]*inode{}}
 }
 
-// Lie makes every sync answer at once, and do nothing.
-func (d *FS) Lie(on bool) {
+// SetBefore sets Before while the disk is in use.
+func (d *FS) SetBefore(before func(op string, n int) error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.lies = on
+	d.Before = before
 }
+
+// Lie makes a sync of the files of which it is true answer at once, and do
+// nothing. Nil ends that.
+func (d *FS) Lie(of func(name string) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lies = of
+}
+
+// honest says whether a sync is one; mu is held.
+func (d *FS) honest(name string) bool { return d.lies == nil || !d.lies(name) }
 
 // Steps is how many operations made something durable so far.
 func (d *FS) Steps() int {
@@ -142,7 +156,7 @@ func (d *FS) Restart() error {
 	d.now, d.durable, d.pending = map[string]*inode{}, map[string]*inode{}, nil
 	for _, path := range slices.Sorted(maps.Keys(names)) {
 		n := names[path]
-		data := d.mix(n, contents[n])
+		data := d.mix(path, n, contents[n])
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			return err
 		}
@@ -150,6 +164,7 @@ func (d *FS) Restart() error {
 		d.now[path], d.durable[path] = fresh, fresh
 	}
 	d.dead = false
+	d.lives++
 	return nil
 }
 
@@ -169,7 +184,11 @@ func (d *FS) made(name string) *inode {
 
 // mix is what a power cut leaves of a file: of each page that was written since
 // the last sync the old one or the new one.
-func (d *FS) mix(n *inode, now []byte) []byte {
+func (d *FS) mix(path string, n *inode, now []byte) []byte {
+	// Of its own for each file: where bbolt puts its pages differs from run to run.
+	h := fnv.New64a()
+	h.Write([]byte(filepath.Base(path)))
+	rng := rand.New(rand.NewPCG(d.seed^h.Sum64(), d.lives))
 	out := slices.Clone(n.synced)
 	dirty := n.dirty
 	if n.whole {
@@ -178,7 +197,7 @@ func (d *FS) mix(n *inode, now []byte) []byte {
 	for _, s := range dirty {
 		for at := s.from / page * page; at < s.to; at += page {
 			end := min(at+page, int64(len(now)))
-			if at >= end || d.rng.IntN(2) == 0 {
+			if at >= end || rng.IntN(2) == 0 {
 				continue
 			}
 			if int64(len(out)) < end {
@@ -275,7 +294,7 @@ func (d *FS) SyncDir(dir string) error {
 	if !strings.HasPrefix(dir, d.root) {
 		return fmt.Errorf("simdisk: %s is outside of %s", dir, d.root)
 	}
-	if !d.lies {
+	if d.honest(dir) {
 		d.durable, d.pending = maps.Clone(d.now), nil
 	}
 	return nil
@@ -294,7 +313,7 @@ func (d *FS) SyncDB(path string, _ func() error) error {
 	defer d.mu.Unlock()
 	n := d.inodeAt(path)
 	n.whole = true
-	if !d.lies {
+	if d.honest(path) {
 		n.synced = data
 	}
 	return nil
@@ -340,7 +359,7 @@ func (f *file) Sync() error {
 	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
-	if f.d.lies {
+	if !f.d.honest(f.name) {
 		return nil
 	}
 	n := f.n

@@ -15,6 +15,13 @@ import (
 	"github.com/ipvskit/ipvskit/lbstate"
 )
 
+// configurations are the services as they were written, which can be written
+// again as they are.
+type configurations struct {
+	Revision uint64            `json:"revision"`
+	Services []lbstate.Service `json:"services"`
+}
+
 type serviceList struct {
 	Revision uint64                  `json:"revision"`
 	Services []lbstate.ServiceStatus `json:"services"`
@@ -37,6 +44,11 @@ func (a *API) listServices(w http.ResponseWriter, r *http.Request) {
 		p.send(w, r)
 		return
 	}
+	config, p := asConfig(r)
+	if p != nil {
+		p.send(w, r)
+		return
+	}
 	services, revision, err := a.cfg.Store.Services(ctx, o)
 	if err != nil {
 		a.failed(err, read).send(w, r)
@@ -45,12 +57,25 @@ func (a *API) listServices(w http.ResponseWriter, r *http.Request) {
 	if unmodified(w, r, strconv.FormatUint(revision, 10)) {
 		return
 	}
+	if config {
+		list := configurations{revision, make([]lbstate.Service, len(services))}
+		for i, s := range services {
+			list.Services[i] = s.Service
+		}
+		send(w, r, http.StatusOK, list)
+		return
+	}
 	send(w, r, http.StatusOK, serviceList{revision, services})
 }
 
 func (a *API) getService(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := a.bounded(r)
 	defer cancel()
+	config, p := asConfig(r)
+	if p != nil {
+		p.send(w, r)
+		return
+	}
 	s, p := a.service(ctx, r)
 	if p != nil {
 		p.send(w, r)
@@ -59,7 +84,24 @@ func (a *API) getService(w http.ResponseWriter, r *http.Request) {
 	if unmodified(w, r, tag(s)) {
 		return
 	}
+	if config {
+		send(w, r, http.StatusOK, s.Service)
+		return
+	}
 	send(w, r, http.StatusOK, s)
+}
+
+// asConfig says whether ?view=config asks for what was written alone, without
+// what the state makes of it.
+func asConfig(r *http.Request) (bool, *problem) {
+	switch view := r.URL.Query().Get("view"); view {
+	case "", "status":
+		return false, nil
+	case "config":
+		return true, nil
+	default:
+		return false, refused(http.StatusBadRequest, fmt.Sprintf("view is %q; allowed: status, config", view))
+	}
 }
 
 func (a *API) putService(w http.ResponseWriter, r *http.Request) {
@@ -254,9 +296,16 @@ const (
 	read        access = iota
 	write              // without a precondition in its headers
 	conditional        // a write with If-Match or If-None-Match
+	dry                // says what a write would do
 )
 
-// writeOptions reads the precondition: If-Match with a revision, or
+const maxReason = 1024
+
+func tooLongReason() *problem {
+	return refused(http.StatusBadRequest, fmt.Sprintf("reason is longer than %d bytes", maxReason))
+}
+
+// writeOptions reads the idempotency key and the precondition: If-Match with a revision, or
 // If-None-Match: * for an object that must not exist yet. There are no names
 // of people yet, so the author is the address that the request came from.
 func writeOptions(r *http.Request) (lbstate.WriteOptions, access, *problem) {
@@ -264,8 +313,12 @@ func writeOptions(r *http.Request) (lbstate.WriteOptions, access, *problem) {
 	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		o.Author = host
 	}
-	if len(o.Reason) > 1024 {
-		return o, write, refused(http.StatusBadRequest, "reason is longer than 1024 bytes")
+	if len(o.Reason) > maxReason {
+		return o, write, tooLongReason()
+	}
+	var p *problem
+	if o.Key, p = idempotencyKey(r); p != nil {
+		return o, write, p
 	}
 	match, none := r.Header.Get("If-Match"), r.Header.Get("If-None-Match")
 	switch {
@@ -296,10 +349,14 @@ func tag(s lbstate.ServiceStatus) string { return fmt.Sprintf("%d.%d", s.Revisio
 func quote(tag string) string { return `"` + tag + `"` }
 
 // unmodified sets the entity tag, and answers alone where the caller has it.
-// YAML is another representation, so it has a tag of its own.
+// YAML and the configuration alone are other representations, so they have tags
+// of their own.
 func unmodified(w http.ResponseWriter, r *http.Request, tag string) bool {
 	if wantsYAML(r) {
 		tag += ".yaml"
+	}
+	if r.URL.Query().Get("view") == "config" {
+		tag += ".config"
 	}
 	w.Header().Set("ETag", quote(tag))
 	for known := range strings.SplitSeq(strings.Join(r.Header.Values("If-None-Match"), ","), ",") {
@@ -319,6 +376,8 @@ func (a *API) failed(err error, kind access) *problem {
 		syntax   *lbstate.SyntaxError
 		invalid  *lbstate.ValidationError
 		conflict *lbstate.ConflictError
+		reused   *lbstate.KeyReusedError
+		planned  *lbstate.PlanChangedError
 	)
 	switch {
 	case errors.As(err, &syntax):
@@ -331,10 +390,19 @@ func (a *API) failed(err error, kind access) *problem {
 			p.Status = http.StatusPreconditionFailed
 		}
 		return p
+	case errors.As(err, &reused):
+		return &problem{Type: typeKey, Status: http.StatusUnprocessableEntity, Detail: err.Error(), Outcome: notApplied}
+	case errors.As(err, &planned):
+		return &problem{Type: typePlan, Status: http.StatusConflict, Detail: err.Error(), Outcome: notApplied, Plan: &planned.Plan}
+	case errors.Is(err, lbstate.ErrCompacted):
+		return &problem{Type: typeCompacted, Status: http.StatusGone, Detail: err.Error()}
 	case errors.Is(err, lbstate.ErrNotFound):
 		return refused(http.StatusNotFound, err.Error())
 	}
-	p := a.unavailable(err, kind != read)
+	p := a.unavailable(err, kind == write || kind == conditional)
+	if kind == dry && p.Status == http.StatusServiceUnavailable {
+		p.Detail = "nothing was changed; try again: " + err.Error()
+	}
 	if p.Status == http.StatusInternalServerError {
 		a.log.Error("request failed", zap.Error(err))
 	}

@@ -89,6 +89,35 @@ func TestServiceInYAML(t *testing.T) {
 	w.do(http.MethodDelete, "/api/v1/services/web", "", "If-Match: "+a.header.Get("ETag")).ok(http.StatusOK, nil)
 }
 
+// What ?view=config shows can be written as it is, and changes nothing.
+func TestConfigurationCanBeWrittenAgain(t *testing.T) {
+	w := newWorld(t)
+	w.put("/api/v1/services/web", web)
+	w.put("/api/v1/services/dns", `{"vip": "2001:db8::53", "port": 53, "protocol": "udp", "one_packet": true, "agents": {"zone": "a"},
+		"health_check": {"type": "tcp", "address": "2001:db8::99"}, "backends": [{"address": "2001:db8:1::1", "state": "drain"}, {"address": "2001:db8:1::2", "health_check": {"type": "http", "path": "/up"}}]}`)
+	w.put("/api/v1/services/mark", `{"fwmark": 7, "family": "ipv6", "persistence": {"timeout": "300s"}, "scheduler": "sh", "scheduler_flags": ["sh-port"]}`)
+	var list configurations
+	w.do(http.MethodGet, "/api/v1/services?view=config", "").ok(http.StatusOK, &list)
+	if len(list.Services) != 3 {
+		t.Fatalf("%+v", list)
+	}
+	for _, s := range list.Services {
+		for _, accept := range []string{mediaJSON, mediaYAML} {
+			a := w.do(http.MethodGet, "/api/v1/services/"+s.Name+"?view=config", "", "Accept: "+accept)
+			if status := w.do(http.MethodGet, "/api/v1/services/"+s.Name, "", "Accept: "+accept); status.header.Get("ETag") == a.header.Get("ETag") {
+				t.Errorf("%s: configuration and status have one tag", s.Name)
+			}
+			var res lbstate.WriteResult
+			w.do(http.MethodPut, "/api/v1/services/"+s.Name, string(a.body), "Content-Type: "+accept, "If-Match: "+a.header.Get("ETag")).ok(http.StatusOK, &res)
+			if res.Outcome != lbstate.Unchanged {
+				t.Errorf("%s as %s: %+v\n%s", s.Name, accept, res, a.body)
+			}
+		}
+	}
+	w.do(http.MethodGet, "/api/v1/services?view=all", "").problem(http.StatusBadRequest)
+	w.do(http.MethodGet, "/api/v1/services/web?view=all", "").problem(http.StatusBadRequest)
+}
+
 // Each bad body is refused with the paths of all its faults, and nothing is
 // written (INV-41).
 func TestBadServicesAreRefused(t *testing.T) {
@@ -195,13 +224,19 @@ func TestMethodsThatAreNotAllowed(t *testing.T) {
 	w := newWorld(t)
 	for path, allow := range map[string]string{
 		"/api/v1/services":                            "GET, HEAD, OPTIONS",
-		"/api/v1/services/web":                        "DELETE, GET, HEAD, OPTIONS, PUT",
+		"/api/v1/services/web":                        "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
 		"/api/v1/services/web/backends/10.1.0.1:8080": "DELETE, GET, HEAD, OPTIONS, PUT",
+		"/api/v1/checks":                              "GET, HEAD, OPTIONS",
+		"/api/v1/checks/up":                           "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
+		"/api/v1/profiles":                            "GET, HEAD, OPTIONS",
+		"/api/v1/profiles/edge":                       "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
+		"/api/v1/settings":                            "GET, HEAD, OPTIONS, PATCH, PUT",
+		"/api/v1/transactions":                        "OPTIONS, POST",
 		"/api/v1/watch":                               "GET, HEAD, OPTIONS",
 		"/api/v1/agents":                              "GET, HEAD, OPTIONS",
 		"/api/v1/cluster":                             "GET, HEAD, OPTIONS",
 		"/api/v1/cluster/members":                     "OPTIONS, POST",
-		"/api/v1/cluster/members/node0":               "DELETE, OPTIONS",
+		"/api/v1/cluster/members/node0":               "DELETE, OPTIONS, PATCH",
 		"/healthz":                                    "GET, HEAD, OPTIONS",
 		"/readyz":                                     "GET, HEAD, OPTIONS",
 	} {

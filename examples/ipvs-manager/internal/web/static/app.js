@@ -193,14 +193,15 @@ function showServices() {
 }
 
 function serviceCard(s) {
-  const serving = s.backends.filter((b) => b.effective_weight > 0).length;
-  const kind = s.backends.length === 0 || serving === 0 ? "bad" : serving < s.backends.length ? "warn" : "good";
-  const text = s.backends.length === 0 ? "no backends" : `${serving} of ${s.backends.length} in service`;
-  const chips = [["scheduler", [s.scheduler, ...(s.scheduler_flags ?? [])].join(" ")], ["forwarding", s.forwarding]];
-  if (s.persistence) chips.push(["persistence", `${s.persistence.timeout}${s.persistence.prefix ? ` /${s.persistence.prefix}` : ""}`]);
+  const [kind, text] = serviceState(s);
+  const chips = [["scheduler", [s.scheduler, ...(s.scheduler_flags ?? [])].join(" ")]];
+  chips.push(["forwarding", [s.forwarding, s.forwarding === "tunnel" && s.tunnel?.type].filter(Boolean).join(" ")]);
+  if (s.persistence) chips.push(["persistence", [s.persistence.timeout, s.persistence.prefix && `/${s.persistence.prefix}`, s.persistence.engine].filter(Boolean).join(" ")]);
   if (s.one_packet) chips.push(["one packet", "yes"]);
   if (s.snat !== "local") chips.push(["snat", s.snat]);
   if (s.health_check) chips.push(["check", checkText(s.health_check)]);
+  if (s.min_healthy) chips.push(["healthy at least", s.min_healthy]);
+  if (s.fail_open) chips.push(["otherwise", "all are used"]);
   for (const [k, v] of Object.entries(s.agents ?? {})) chips.push(["agents", `${k}=${v}`]);
   for (const [k, v] of Object.entries(s.labels ?? {})) chips.push(["label", `${k}=${v}`]);
   return el("article", { class: "card" },
@@ -209,24 +210,47 @@ function serviceCard(s) {
       el("span", { class: "mono" }, listener(s)),
       el("span", { class: "grow" }),
       pill(kind, text),
-      el("button", { type: "button", "aria-label": `Edit ${s.name}`, onclick: () => edit(s) }, "Edit")),
-    el("ul", { class: "chips" }, ...chips.map(([k, v]) => el("li", {}, `${k} `, el("b", {}, v)))),
-    s.backends.length > 0 && table("backends", `Backends of ${s.name}`, ["Backend", "State", "Weight", "Since"], backendRows(s)));
+      el("button", { type: "button", "aria-label": `Edit ${s.name}`, onclick: () => edit(s.name) }, "Edit")),
+    el("ul", { class: "chips" }, ...chips.map(([k, v]) => el("li", {}, `${k} `, el("b", {}, String(v))))),
+    s.notes && el("p", { class: "notes" }, s.notes),
+    (s.backends.length > 0 || s.sorry_server) && table("backends", `Backends of ${s.name}`, ["Backend", "State", "Weight", "Since"], backendRows(s)));
+}
+
+function serviceState(s) {
+  const serving = s.backends.filter((b) => b.effective_weight > 0).length;
+  if (s.sorry_server_in_charge) return ["bad", "sorry server in charge"];
+  if (s.backends.length === 0) return ["bad", "no backends"];
+  return [serving === 0 ? "bad" : serving < s.backends.length ? "warn" : "good", `${serving} of ${s.backends.length} in service`];
 }
 
 function backendRows(s) {
   const most = Math.max(1, ...s.backends.map((b) => Math.max(b.effective_weight, b.weight ?? 100)));
-  return s.backends.map((b) => {
+  const rows = s.backends.map((b) => {
     const configured = b.weight ?? 100;
     const [kind, text] = backendState(b);
     return [
       el("span", { class: "mono" }, hostport(b.address, b.port ?? s.port ?? 0)),
-      [pill(kind, text), b.health?.message && b.health.state !== "up" && el("small", {}, b.health.message)],
+      [
+        pill(kind, text),
+        b.drain_until && el("small", {}, "until ", moment(new Date(b.drain_until))),
+        b.health?.message && (b.health.state !== "up" || b.health.held) && el("small", {}, b.health.message),
+        b.notes && el("small", {}, b.notes),
+      ],
       el("span", { class: "weight num" }, track(b.effective_weight / most), el("span", {},
         String(b.effective_weight), b.effective_weight !== configured && el("span", { class: "dim" }, ` of ${configured}`))),
       b.health?.since ? moment(new Date(b.health.since)) : el("span", { class: "dim" }, b.health ? "–" : "no check"),
     ];
   });
+  const sorry = s.sorry_server;
+  if (sorry) {
+    rows.push([
+      el("span", { class: "mono" }, hostport(sorry.address, sorry.port ?? s.port ?? 0)),
+      s.sorry_server_in_charge ? pill("warn", "sorry server in charge") : pill("off", "sorry server standing by"),
+      el("span", { class: "dim" }, "–"),
+      el("span", { class: "dim" }, "no check"),
+    ]);
+  }
+  return rows;
 }
 
 // moment shows a time of today as such, and an older one with its date.
@@ -242,13 +266,18 @@ function backendState(b) {
     case "in service": return ["good", "in service"];
     case "unhealthy": return ["bad", "unhealthy"];
     case "draining": return ["warn", "draining"];
-    case "not yet up": return ["warn", "not yet up"];
+    case "not yet up":
+    case "assumed up":
+    case "held":
+    case "fail-open": return ["warn", b.reason];
+    case "too few healthy": return ["bad", b.reason];
     default: return ["off", b.reason];
   }
 }
 
 function checkText(c) {
-  const what = c.type === "tcp" ? "tcp" : `http ${c.url ?? c.path}`;
+  if (c.use) return c.use;
+  const what = [c.type, c.url ?? c.path].filter(Boolean).join(" ");
   return c.interval ? `${what} every ${c.interval}` : what;
 }
 

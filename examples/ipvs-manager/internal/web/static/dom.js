@@ -11,12 +11,29 @@ export function el(tag, attrs, ...children) {
   return node;
 }
 
-// fill makes children the only children of parent, and leaves it alone when
-// nothing would change: a selection or a focus inside it then stays.
+// fill makes children the only children of parent. What is there already, or
+// is equal to what is there, stays untouched, and with it a selection or a focus
+// inside it, and its layout.
 export function fill(parent, children) {
-  const now = [...parent.childNodes];
-  if (now.length === children.length && now.every((n, i) => n === children[i] || n.isEqualNode(children[i]))) return;
-  parent.replaceChildren(...children);
+  const wanted = new Set(children);
+  let at = parent.firstChild;
+  for (const child of children) {
+    let kept = false;
+    while (at && !wanted.has(at) && !kept) {
+      const old = at;
+      at = at.nextSibling;
+      kept = old.isEqualNode(child);
+      if (!kept) old.remove();
+    }
+    if (kept) continue;
+    if (at === child) at = at.nextSibling;
+    else parent.insertBefore(child, at);
+  }
+  while (at) {
+    const old = at;
+    at = at.nextSibling;
+    old.remove();
+  }
 }
 
 export function pill(kind, text) {

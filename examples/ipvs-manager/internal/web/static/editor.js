@@ -17,30 +17,52 @@ backends:
 - {address: 10.1.0.2, port: 8080, weight: 50}
 `;
 
-export function edit(service) {
-  editing = service;
-  $("editor-title").textContent = service ? `Service ${service.name}` : "New service";
-  $("editor-hint").textContent = service
+// edit opens the editor: for the service of this name as it is now, or for a
+// new one.
+export async function edit(name) {
+  editing = name ? { name } : null;
+  $("editor-title").textContent = name ? `Service ${name}` : "New service";
+  $("editor-hint").textContent = name
     ? "JSON or YAML, as the API takes it. It is saved only if no one else has changed the service meanwhile."
     : "JSON or YAML, as the API takes it.";
-  $("editor-text").value = service ? JSON.stringify(configuration(service), null, 2) : example;
-  $("editor-delete").hidden = !service;
+  $("editor-text").value = name ? "" : example;
+  $("editor-delete").hidden = !name;
   show([]);
   dialog.showModal();
+  if (name) await load(name);
   $("editor-text").focus();
   $("editor-text").setSelectionRange(0, 0);
 }
 
-// configuration is the service without what the state makes of it.
-function configuration(service) {
-  const { version, backends, ...rest } = service;
-  return { ...rest, backends: backends.map(({ effective_weight, reason, health, ...b }) => b) };
+// load shows what was written, without what the state makes of it.
+async function load(name) {
+  disable(true);
+  try {
+    const answer = await fetch(`${path(name)}?view=config`, { signal: AbortSignal.timeout(10000), cache: "no-store" });
+    const body = await answer.json();
+    if (editing?.name !== name || !dialog.open) return; // closed meanwhile
+    if (!answer.ok) {
+      show([body.detail ?? body.title]);
+      return;
+    }
+    editing = body;
+    $("editor-text").value = JSON.stringify(body, null, 2);
+    disable(false);
+  } catch (error) {
+    show([`The server did not answer: ${error.message}.`]);
+  }
+}
+
+const path = (name) => `api/v1/services/${encodeURIComponent(name)}`;
+
+function disable(is) {
+  for (const id of ["editor-text", "editor-save", "editor-delete"]) $(id).disabled = is;
 }
 
 async function send(method, name, body, headers) {
-  $("editor-save").disabled = $("editor-delete").disabled = true;
+  disable(true);
   try {
-    const answer = await fetch(`api/v1/services/${encodeURIComponent(name)}`, { method, body, headers, signal: AbortSignal.timeout(10000) });
+    const answer = await fetch(path(name), { method, body, headers, signal: AbortSignal.timeout(10000) });
     if (answer.ok) {
       dialog.close();
       return;
@@ -50,14 +72,14 @@ async function send(method, name, body, headers) {
   } catch (error) {
     show([`The server did not answer: ${error.message}. Whether the change was made is not known; look before you try again.`]);
   } finally {
-    $("editor-save").disabled = $("editor-delete").disabled = false;
+    disable(false);
   }
 }
 
 function show(lines, faults = []) {
   $("editor-faults").replaceChildren(
     ...lines.map((l) => el("div", {}, l)),
-    ...(faults.length ? [el("ul", {}, ...faults.map((f) => el("li", {}, el("code", {}, f.path || "."), " ",
+    ...(faults.length ? [el("ul", {}, ...faults.map((f) => el("li", {}, f.path && el("code", {}, f.path), " ",
       el("span", {}, [f.reason, f.found && !f.reason.includes(f.found) && `found ${f.found}`, f.allowed && `allowed: ${f.allowed}`].filter(Boolean).join("; ")))))] : []));
 }
 
@@ -106,4 +128,7 @@ function disarm() {
 }
 
 $("editor-cancel").addEventListener("click", () => dialog.close());
-dialog.addEventListener("close", disarm);
+dialog.addEventListener("close", () => {
+  disarm();
+  disable(false);
+});

@@ -1,0 +1,803 @@
+package raftstore
+
+import (
+	"bytes"
+	"context"
+	crand "crypto/rand"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ipvskit/ipvskit/raftstore/internal/simdisk"
+)
+
+// sim is a whole cluster in one goroutine and virtual time: everything that
+// happens is drawn from a seed, in steps of a millisecond. The code is the real
+// one, but for the goroutines around its stages: the simulation decides when a
+// stage works, so it can stop between any two.
+type sim struct {
+	seed   uint64
+	rng    *rand.Rand
+	dir    string
+	now    time.Time
+	step   int
+	broken breakage
+	trace  hash.Hash64
+
+	nodes    []*simNode
+	net      []simMessage
+	cut      map[[2]uint64]bool // pairs of members that cannot talk
+	ops      []*simOp           // on their way
+	history  history
+	nextVal  int
+	founders Founding
+
+	faults, crashes, snapshots, changes int
+	leaders                             map[uint64]bool
+}
+
+// breakage is a way in which the code is broken on purpose.
+type breakage int
+
+const (
+	intact          breakage = iota
+	lyingDisk                // acknowledges before it has synced
+	forgetsApplied           // forgets what it has applied
+	skipsReadQuorum          // answers ReadIndex without asking a quorum
+)
+
+type simNode struct {
+	sim      *sim
+	id       uint64 // 0: not a member yet
+	name     string
+	dir      string
+	fs       *simdisk.FS
+	up       bool
+	s        *Store
+	l        *loop
+	tasks    []func() // of the background
+	nextTick time.Time
+	slow     time.Time // the disk works again then
+	paused   time.Time // the process runs again then
+	drift    time.Time // the clock is slow until then
+	gone     bool      // removed
+	awaits   []simInstall
+}
+
+type simMessage struct {
+	to, from uint64
+	due      time.Time
+	msg      *raftpb.Message
+	body     []byte      // of a snapshot
+	done     func(error) // of a snapshot
+}
+
+// simInstall is a snapshot that a node has received; its sender hears the outcome.
+type simInstall struct {
+	outcome chan error
+	report  func(error)
+}
+
+type simOp struct {
+	node  *simNode
+	p     *proposal
+	read  *readers
+	key   string
+	value string
+	began int
+}
+
+// simContext is a context in virtual time.
+type simContext struct {
+	context.Context
+	sim   *sim
+	until time.Time
+}
+
+func (c simContext) Deadline() (time.Time, bool) { return c.until, true }
+func (c simContext) Err() error {
+	if c.sim.now.After(c.until) {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// simTransport is one node's end of the simulated network.
+type simTransport struct {
+	n *simNode
+}
+
+func (simTransport) SetPeer(uint64, uint64, string) {}
+func (simTransport) RemovePeer(uint64)              {}
+func (simTransport) Run(context.Context, uint64, uint64, uint64, func(uint64, []*raftpb.Message), func(*raftpb.Message, io.Reader) error, func(uint64, error)) error {
+	return errors.New("the simulation carries messages itself")
+}
+
+func (t simTransport) Send(msgs []*raftpb.Message) {
+	s := t.n.sim
+	for _, m := range msgs {
+		s.note("send %d %d %v %d %d", t.n.id, m.GetTo(), m.GetType(), m.GetTerm(), m.GetIndex())
+		if s.rng.IntN(100) < 2 {
+			continue // lost
+		}
+		copies := 1
+		if s.rng.IntN(100) < 2 {
+			copies = 2
+		}
+		for range copies {
+			delay := time.Duration(1+s.rng.IntN(5)) * time.Millisecond
+			if s.rng.IntN(50) == 0 {
+				delay = time.Duration(s.rng.IntN(400)) * time.Millisecond
+			}
+			s.net = append(s.net, simMessage{to: m.GetTo(), from: t.n.id, due: s.now.Add(delay), msg: proto.CloneOf(m)})
+		}
+	}
+}
+
+func (t simTransport) SendSnapshot(m *raftpb.Message, _ int64, body io.ReadCloser, done func(error)) {
+	data, err := io.ReadAll(body)
+	body.Close()
+	if err != nil {
+		done(err)
+		return
+	}
+	s := t.n.sim
+	s.net = append(s.net, simMessage{to: m.GetTo(), from: t.n.id, due: s.now.Add(time.Duration(5+s.rng.IntN(50)) * time.Millisecond), msg: proto.CloneOf(m), body: data, done: done})
+}
+
+// simMachine keeps values by key; a command puts one and answers the former.
+type simMachine struct{}
+
+var simBucket = []byte("sim")
+
+func (simMachine) Apply(tx *bbolt.Tx, _, _ uint64, cmds [][]byte) ([]any, error) {
+	b, err := tx.CreateBucketIfNotExists(simBucket)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]any, len(cmds))
+	for i, c := range cmds {
+		key, value, _ := bytes.Cut(c, []byte("="))
+		was := b.Get(key)
+		results[i] = string(was)
+		if err := b.Put(key, nextValue(was, value)); err != nil {
+			return nil, err
+		}
+	}
+	return results, nil
+}
+
+// nextValue counts how often a key was written: a command that is applied twice
+// is seen.
+func nextValue(was, value []byte) []byte {
+	n := 0
+	if _, count, ok := bytes.Cut(was, []byte("#")); ok {
+		n, _ = strconv.Atoi(string(count))
+	}
+	return fmt.Appendf(nil, "%s#%d", value, n+1)
+}
+
+func (simMachine) Committed(uint64)         {}
+func (simMachine) Restored(*bbolt.Tx) error { return nil }
+
+// deterministic is the random source of raft and of this package while a
+// simulation runs.
+type deterministic struct{ r *rand.ChaCha8 }
+
+func (d deterministic) Read(p []byte) (int, error) { return d.r.Read(p) }
+
+func newSim(dir string, seed uint64, broken breakage) (*sim, error) {
+	s := &sim{
+		seed: seed, rng: rand.New(rand.NewPCG(seed, 0x51)), dir: dir, now: time.Unix(1_700_000_000, 0), broken: broken,
+		trace: fnv.New64a(), cut: map[[2]uint64]bool{}, leaders: map[uint64]bool{}, founders: Founding{Cluster: 77},
+	}
+	var key [32]byte
+	copy(key[:], fmt.Sprint("raftstore", seed))
+	crand.Reader = deterministic{rand.NewChaCha8(key)}
+	for i := range 3 {
+		n, err := s.addNode(fmt.Sprint("n", i))
+		if err != nil {
+			return nil, err
+		}
+		n.id = uint64(i + 1)
+		s.founders.Founders = append(s.founders.Founders, Founder{Member: n.id, Incarnation: n.s.node.Incarnation, Name: n.name, RaftAddr: n.name + ":1"})
+	}
+	for _, n := range s.nodes {
+		if err := n.s.Found(s.founders); err != nil {
+			return nil, err
+		}
+		if err := n.start(); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *sim) note(format string, args ...any) { fmt.Fprintf(s.trace, format+"\n", args...) }
+
+func (s *sim) addNode(name string) (*simNode, error) {
+	n := &simNode{sim: s, name: name, dir: filepath.Join(s.dir, name)}
+	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+		return nil, err
+	}
+	n.fs = simdisk.New(n.dir, s.seed^uint64(len(s.nodes)))
+	if s.broken == lyingDisk {
+		n.fs.Lie(func(name string) bool { return strings.HasSuffix(name, ".seg") })
+	}
+	s.nodes = append(s.nodes, n)
+	return n, n.open()
+}
+
+// open opens the store of a node.
+func (n *simNode) open() error {
+	cfg := Config{
+		Dir: n.dir, Name: n.name, RaftAddr: n.name + ":1", StateMachines: map[string]StateMachine{"sim": simMachine{}},
+		Transport: simTransport{n}, TickInterval: 10 * time.Millisecond, ElectionTicks: 8,
+		SnapshotEntries: 60, TrailingEntries: 10, files: n.fs,
+	}
+	if n.sim.broken == skipsReadQuorum {
+		cfg.weaken = func(c *raft.Config) { c.ReadOnlyOption = raft.ReadOnlyLeaseBased }
+	}
+	var err error
+	n.s, err = Open(cfg)
+	return err
+}
+
+// start makes the loop of a node that has an identity.
+func (n *simNode) start() error {
+	if n.sim.broken == forgetsApplied && n.s.state.lastCheckpoint().Index > foundingIndex {
+		if err := n.forget(); err != nil {
+			return err
+		}
+	}
+	l, err := n.s.newLoop()
+	if err != nil {
+		return err
+	}
+	n.l, n.up = l, true
+	n.nextTick = n.sim.now
+	l.now = func() time.Time { return n.sim.now }
+	l.spawn = func(fn func()) { n.tasks = append(n.tasks, fn) }
+	l.after = func(time.Duration, func()) {}
+	l.append.install = func(in *incomingSnapshot) error {
+		if err := l.apply.work(); err != nil {
+			return err
+		}
+		n.sim.snapshots++
+		return l.apply.install(in)
+	}
+	l.apply.confChange = func(cc *raftpb.ConfChangeV2) (*raftpb.ConfState, error) { return l.rn.ApplyConfChange(cc), nil }
+	return l.begin()
+}
+
+// forget makes the state say that it has applied less than it has.
+func (n *simNode) forget() error {
+	base := n.s.logs.contents.Base
+	if base.Index == 0 {
+		base.Index, base.Term = foundingIndex, 1
+	}
+	if base.Index >= n.s.state.lastCheckpoint().Index {
+		return nil
+	}
+	err := n.s.state.update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(ownBucket)
+		if err := b.DeleteBucket(seenBucket); err != nil {
+			return err
+		}
+		if _, err := b.CreateBucket(seenBucket); err != nil {
+			return err
+		}
+		return own{b}.setApplied(base.Index, base.Term)
+	})
+	if err == nil {
+		_, err = n.s.state.checkpoint()
+	}
+	return err
+}
+
+// crash ends a node as a power cut does.
+func (n *simNode) crash() error {
+	n.sim.note("crash %d", n.id)
+	n.sim.crashes++
+	n.fs.Cut()
+	if n.l != nil {
+		n.l.round.fail(ErrStopped)
+	}
+	if n.s != nil {
+		_ = n.s.logs.wal.Close() // the power is cut: it fails
+		if err := errors.Join(n.s.state.close(), n.s.lock.release()); err != nil {
+			return err
+		}
+	}
+	for _, op := range slices.Clone(n.sim.ops) {
+		if op.node == n {
+			n.sim.end(op, outcome{err: op.left()})
+		}
+	}
+	for _, i := range n.awaits {
+		i.report(errors.New("the receiver has crashed"))
+	}
+	n.up, n.l, n.s, n.tasks, n.awaits = false, nil, nil, nil, nil
+	n.fs.Before = nil
+	return n.fs.Restart()
+}
+
+// left is what a caller hears whose node is gone.
+func (op *simOp) left() error {
+	if op.p != nil {
+		return op.p.leave(ErrStopped)
+	}
+	return ErrStopped
+}
+
+// do lets a node work; a power cut on the way ends it.
+func (n *simNode) do(fn func() error) error {
+	err := fn()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, simdisk.ErrPowerCut):
+		return n.crash()
+	case errors.Is(err, ErrRemoved):
+		n.gone = true
+		return n.crash()
+	}
+	return fmt.Errorf("%s: %w", n.name, err)
+}
+
+// restart brings a node back.
+func (n *simNode) restart() error {
+	n.sim.note("restart %d", n.id)
+	return n.do(func() error {
+		if err := n.open(); err != nil {
+			return err
+		}
+		if n.s.node.Cluster == 0 {
+			return errors.New("it has forgotten what cluster it belongs to")
+		}
+		return n.start()
+	})
+}
+
+// work is one step of a node.
+func (n *simNode) work() error {
+	s := n.sim
+	if !n.up || s.now.Before(n.paused) {
+		return nil
+	}
+	if !s.now.Before(n.nextTick) {
+		n.l.tick()
+		n.nextTick = s.now.Add(time.Duration(9+s.rng.IntN(3)) * time.Millisecond)
+		if s.now.Before(n.drift) {
+			n.nextTick = s.now.Add(100 * time.Millisecond)
+		}
+	}
+	slow := s.now.Before(n.slow)
+	order := s.rng.Perm(4)
+	for _, what := range order {
+		if !n.up {
+			return nil
+		}
+		var err error
+		switch chance := s.rng.IntN(10); {
+		case what == 0 && chance < 8:
+			err = n.do(n.l.turn)
+		case what == 1 && chance < 6 && !slow:
+			err = n.do(n.l.append.work)
+		case what == 2 && chance < 6:
+			err = n.do(n.l.apply.work)
+		case what == 3 && chance < 2:
+			select {
+			case <-n.l.keep.due:
+				err = n.do(n.l.keep.work)
+			default:
+			}
+			if tasks := n.tasks; n.up && len(tasks) > 0 {
+				n.tasks = nil
+				for _, fn := range tasks {
+					fn()
+				}
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	n.awaits = slices.DeleteFunc(n.awaits, func(i simInstall) bool {
+		select {
+		case err := <-i.outcome:
+			i.report(err)
+			return true
+		default:
+			return false
+		}
+	})
+	if n.up {
+		s.leaders[n.l.rn.BasicStatus().GetTerm()] = true
+	}
+	return nil
+}
+
+func (s *sim) at(id uint64) *simNode {
+	for _, n := range s.nodes {
+		if n.id == id && id != 0 && !n.gone {
+			return n
+		}
+	}
+	return nil
+}
+
+// deliver hands over the messages that are due.
+func (s *sim) deliver() error {
+	var rest, due []simMessage
+	for _, m := range s.net {
+		if s.now.Before(m.due) {
+			rest = append(rest, m)
+		} else {
+			due = append(due, m)
+		}
+	}
+	s.net = rest
+	s.rng.Shuffle(len(due), func(i, j int) { due[i], due[j] = due[j], due[i] })
+	for _, m := range due {
+		if err := s.hand(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *sim) hand(m simMessage) error {
+	n := s.at(m.to)
+	if n == nil || !n.up || s.cut[pair(m.from, m.to)] {
+		if m.done != nil {
+			m.done(errors.New("cut off"))
+		}
+		return nil
+	}
+	if m.body == nil {
+		n.s.inbox.put(func() {
+			n.s.inbox.messages = append(n.s.inbox.messages, received{m.from, s.now, []*raftpb.Message{m.msg}})
+		})
+		return nil
+	}
+	return n.do(func() error {
+		in, err := n.s.verifySnapshot(m.msg.GetSnapshot().GetMetadata(), bytes.NewReader(m.body))
+		if err != nil {
+			m.done(err)
+			return err
+		}
+		l := n.l
+		l.takeSnapshot(m.msg, in)
+		n.awaits = append(n.awaits, simInstall{in.done, m.done})
+		return nil
+	})
+}
+
+func pair(a, b uint64) [2]uint64 { return [2]uint64{min(a, b), max(a, b)} }
+
+// key is one of a few that change as time passes: an operation without a known
+// outcome stays open for ever, and too many of them on one key cannot be checked.
+func (s *sim) key() string { return fmt.Sprintf("k%d.%d", s.history.len()/150, s.rng.IntN(5)) }
+
+// client begins an operation on some node.
+func (s *sim) client() {
+	n := s.nodes[s.rng.IntN(len(s.nodes))]
+	if !n.up || s.now.Before(n.paused) {
+		return
+	}
+	op := &simOp{node: n, key: s.key(), began: s.step}
+	if s.rng.IntN(2) == 0 {
+		op.read = n.s.joinReaders()
+	} else {
+		s.nextVal++
+		op.value = fmt.Sprint("v", s.nextVal)
+		ctx := simContext{context.Background(), s, s.now.Add(2 * time.Second)}
+		if !n.s.admit(0) {
+			return
+		}
+		op.p = &proposal{ctx: ctx, routed: routed{"sim", []byte(op.key + "=" + op.value)}, came: s.now, outcome: make(chan outcome, 1)}
+		n.s.inbox.put(func() { n.s.inbox.proposals = append(n.s.inbox.proposals, op.p) })
+	}
+	s.note("op %d %d %s=%s", s.step, n.id, op.key, op.value)
+	s.ops = append(s.ops, op)
+}
+
+// collect ends the operations that have an outcome, or whose callers leave.
+func (s *sim) collect() {
+	for _, op := range slices.Clone(s.ops) {
+		if op.p != nil {
+			select {
+			case o := <-op.p.outcome:
+				s.end(op, o)
+			default:
+				if op.p.ctx.Err() != nil {
+					s.end(op, outcome{err: op.left()})
+				}
+			}
+			continue
+		}
+		select {
+		case <-op.read.done:
+			o := outcome{err: op.read.err}
+			if o.err == nil {
+				o.err = op.node.s.state.view(func(tx *bbolt.Tx) error {
+					if b := tx.Bucket(simBucket); b != nil {
+						o.result = string(b.Get([]byte(op.key)))
+					} else {
+						o.result = ""
+					}
+					return nil
+				})
+			}
+			s.end(op, o)
+		default:
+			if s.step-op.began > 2000 { // as one of a removed member that has not heard of it
+				s.end(op, outcome{err: context.DeadlineExceeded})
+			}
+		}
+	}
+}
+
+func (s *sim) end(op *simOp, o outcome) {
+	s.ops = slices.DeleteFunc(s.ops, func(other *simOp) bool { return other == op })
+	s.note("end %d %s=%s %v %v", s.step, op.key, op.value, o.result, o.err)
+	s.history.add(op, s.step, o)
+}
+
+// fault breaks something, or mends it.
+func (s *sim) fault() error {
+	n := s.nodes[s.rng.IntN(len(s.nodes))]
+	up := 0
+	for _, n := range s.nodes {
+		if n.up {
+			up++
+		}
+	}
+	switch k := s.rng.IntN(13); {
+	case k < 4 && n.up && up > 1:
+		s.faults++
+		// At some step of persistence from now on.
+		at := n.fs.Steps() + s.rng.IntN(15)
+		n.fs.Before = func(_ string, i int) error {
+			if i >= at {
+				n.fs.Cut()
+			}
+			return nil
+		}
+	case k == 4 && n.up && up > 1:
+		s.faults++
+		return n.crash()
+	case k == 5:
+		s.faults++
+		other := s.nodes[s.rng.IntN(len(s.nodes))]
+		s.note("cut %d %d", n.id, other.id)
+		s.cut[pair(n.id, other.id)] = true
+	case k == 6, k == 12 && n.up && n.l.leads():
+		s.faults++
+		if k == 12 {
+			n.drift = s.now.Add(time.Duration(s.rng.IntN(1000)) * time.Millisecond)
+		}
+		for _, other := range s.nodes {
+			s.cut[pair(n.id, other.id)] = true
+		}
+	case k == 7:
+		clear(s.cut)
+	case k == 8 && n.up:
+		s.faults++
+		n.slow = s.now.Add(time.Duration(s.rng.IntN(500)) * time.Millisecond)
+	case k == 9 && n.up:
+		s.faults++
+		n.paused = s.now.Add(time.Duration(s.rng.IntN(400)) * time.Millisecond)
+	case k == 10 && n.up:
+		return s.changeMembers(n)
+	case k == 11 && n.up && n.l.leads():
+		if to := n.l.successor(); to != 0 {
+			n.l.rn.TransferLeader(to)
+		}
+	}
+	return nil
+}
+
+// changeMembers lets a leader add a node or remove one.
+func (s *sim) changeMembers(n *simNode) error {
+	if !n.l.leads() {
+		return nil
+	}
+	if len(n.l.applied.members) > 3 {
+		members := n.l.sortedMembers()
+		change, changes, err := n.l.planRemove(members[s.rng.IntN(len(members))].Name)
+		if err == nil && n.l.proposeChange(change, changes...) == nil {
+			s.changes++
+		}
+		return nil
+	}
+	fresh, err := s.addNode(fmt.Sprint("n", len(s.nodes)))
+	if err != nil {
+		return err
+	}
+	answer, change, changes, err := n.l.planAdd(Member{Name: fresh.name, RaftAddr: fresh.name + ":1", Incarnation: fresh.s.node.Incarnation})
+	if err != nil || n.l.proposeChange(change, changes...) != nil {
+		fresh.gone = true
+		return fresh.crash()
+	}
+	s.changes++
+	fresh.id = answer.Member
+	if err := fresh.s.Join(answer); err != nil {
+		return err
+	}
+	return fresh.start()
+}
+
+// run makes at least ops operations and faults faults, then lets everything
+// settle and compares the states.
+func (s *sim) run(ops, faults int) error {
+	for s.history.len() < ops || s.faults < faults {
+		if s.step++; s.step > 100*ops+100_000 {
+			return fmt.Errorf("only %d operations and %d faults in %d steps", s.history.len(), s.faults, s.step)
+		}
+		s.now = s.now.Add(time.Millisecond)
+		if len(s.ops) < 12 && s.rng.IntN(3) > 0 {
+			s.client()
+		}
+		if s.rng.IntN(60) == 0 {
+			if err := s.fault(); err != nil {
+				return err
+			}
+		}
+		if err := s.round(); err != nil {
+			return err
+		}
+	}
+	return s.settle()
+}
+
+func (s *sim) round() error {
+	if err := s.deliver(); err != nil {
+		return err
+	}
+	for _, n := range s.nodes {
+		if !n.up && !n.gone && s.rng.IntN(150) == 0 {
+			if err := n.restart(); err != nil {
+				return err
+			}
+		}
+		if err := n.work(); err != nil {
+			return err
+		}
+	}
+	s.collect()
+	return nil
+}
+
+// settle ends all faults and waits until every member has applied the same.
+func (s *sim) settle() error {
+	clear(s.cut)
+	for range 20_000 {
+		s.step++
+		s.now = s.now.Add(time.Millisecond)
+		for _, n := range s.nodes {
+			n.slow, n.paused, n.drift = time.Time{}, time.Time{}, time.Time{}
+			if n.up {
+				n.fs.Before = nil
+			}
+		}
+		if err := s.round(); err != nil {
+			return err
+		}
+		if len(s.ops) == 0 && s.agree() {
+			return s.compare()
+		}
+	}
+	return fmt.Errorf("the members do not agree 20 s after the last fault:%s", s.describe())
+}
+
+func (s *sim) describe() string {
+	var b bytes.Buffer
+	for _, n := range s.nodes {
+		fmt.Fprintf(&b, "\n%s: member %d, up %v, gone %v", n.name, n.id, n.up, n.gone)
+		if n.up {
+			st := n.l.rn.Status()
+			fmt.Fprintf(&b, ", %v, term %d, leader %d, commit %d, applied %d (%d in raft), voters %v, learners %v, incoming %v, appends %d, applies %d",
+				st.RaftState, st.GetTerm(), st.Lead, st.GetCommit(), n.l.applied.index, st.Applied, st.Config.Voters, st.Config.Learners, n.l.incoming != nil, n.l.appends, n.l.applies)
+			for id, p := range st.Progress {
+				fmt.Fprintf(&b, "\n    %d: %v", id, &p)
+			}
+		}
+	}
+	fmt.Fprintf(&b, "\n%d operations on their way", len(s.ops))
+	return b.String()
+}
+
+// members are the nodes that the leader counts as members; nil if there is no
+// leader or one of them is down.
+func (s *sim) members() []*simNode {
+	for _, n := range s.nodes {
+		if !n.up || !n.l.leads() {
+			continue
+		}
+		var out []*simNode
+		for _, m := range n.l.sortedMembers() {
+			member := s.at(m.ID)
+			if member == nil || !member.up {
+				return nil
+			}
+			out = append(out, member)
+		}
+		return out
+	}
+	return nil
+}
+
+func (s *sim) agree() bool {
+	members := s.members()
+	if members == nil {
+		return false
+	}
+	for _, n := range members {
+		st := n.l.rn.BasicStatus()
+		if n.l.applied.index != members[0].l.applied.index || st.GetCommit() != n.l.applied.index {
+			return false
+		}
+	}
+	return true
+}
+
+// compare checks INV-4: the same log gives the same keys and values.
+func (s *sim) compare() error {
+	want := ""
+	for _, n := range s.members() {
+		var b bytes.Buffer
+		err := n.s.state.view(func(tx *bbolt.Tx) error {
+			for e := range tx.Check() {
+				return e
+			}
+			return tx.ForEach(func(name []byte, bucket *bbolt.Bucket) error { return dump(&b, name, bucket) })
+		})
+		if err != nil {
+			return err
+		}
+		if want != "" && b.String() != want {
+			return fmt.Errorf("the state of %s at entry %d differs from that of another member", n.name, n.l.applied.index)
+		}
+		want = b.String()
+		s.note("state %d %x", n.id, b.Bytes())
+	}
+	return nil
+}
+
+func dump(w io.Writer, name []byte, bucket *bbolt.Bucket) error {
+	fmt.Fprintf(w, "[%x]", name)
+	return bucket.ForEach(func(k, v []byte) error {
+		if v == nil {
+			return dump(w, k, bucket.Bucket(k))
+		}
+		fmt.Fprintf(w, "%x=%x\n", k, v)
+		return nil
+	})
+}
+
+// close ends all nodes.
+func (s *sim) close() error {
+	var errs []error
+	for _, n := range s.nodes {
+		if n.s != nil {
+			errs = append(errs, n.crash())
+		}
+	}
+	return errors.Join(errs...)
+}

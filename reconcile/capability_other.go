@@ -1,0 +1,5 @@
+//go:build !linux
+
+package reconcile
+
+func permissionHint(Op) string { return "the process may not do this" }
