@@ -44,7 +44,7 @@ func followers(t *testing.T, n int, addr string, labels map[string]string) []*re
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- c.Run(ctx) }()
-		t.Cleanup(func() { cancel(); <-done })
+		t.Cleanup(func() { ended(t, cancel, done) })
 	}
 	return out
 }
