@@ -232,6 +232,9 @@ func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 		r.cause = r.result
 		switch r.raw {
 		case Up:
+			if r.effective == Up {
+				e.enqueueHeld(r)
+			}
 			e.hold.rose(r, r.effective == Up)
 			e.believe(r, now)
 		case Down:

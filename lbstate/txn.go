@@ -313,6 +313,9 @@ func (t *txn) result() BatchResult {
 	res := BatchResult{Revision: t.rev - 1}
 	for _, ref := range t.order {
 		c := t.changes[ref]
+		if !c.old.exists() && !c.new.exists() {
+			continue // it came and went
+		}
 		o := ObjectOutcome{Ref: ref, Outcome: c.outcome, Revision: t.rev}
 		if c.outcome == Unchanged {
 			o.Revision = c.old.Revision()

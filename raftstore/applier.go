@@ -343,6 +343,9 @@ func (a *applier) install(in *incomingSnapshot) error {
 		if a.members, err = o.members(); err != nil {
 			return err
 		}
+		if err := s.forgetRemoved(o); err != nil {
+			return err
+		}
 		return s.restored(tx)
 	})
 	if err != nil {

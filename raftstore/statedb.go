@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 
@@ -31,6 +32,8 @@ type stateDB struct {
 	checkpoints sync.Mutex // one at a time; guards the fields below
 	last        checkpoint
 	pin         *bbolt.Tx // shows the last checkpoint, and keeps its pages
+
+	durable atomic.Uint64 // last.Index
 
 	retired sync.WaitGroup // files that a snapshot replaced, while they have readers
 }
@@ -81,6 +84,9 @@ func openStateDB(files disk.FS, dir string, fresh bool) (*stateDB, error) {
 		if err := s.last.restore(files, dir); err != nil {
 			return nil, err
 		}
+		if err := checkPages(files, filepath.Join(dir, s.name), s.last.Head); err != nil {
+			return nil, err
+		}
 	}
 	if s.db, s.limit, err = openState(filepath.Join(dir, s.name), s.last.Size); err != nil {
 		return nil, err
@@ -103,6 +109,7 @@ func (s *stateDB) verify() error {
 		return err
 	}
 	s.pin = pin
+	s.durable.Store(s.last.Index)
 	index, term := ownIn(pin).applied()
 	if index != s.last.Index || term != s.last.Term {
 		return fmt.Errorf("%s is damaged: it has applied entry %d of term %d, the last checkpoint says %d of %d", filepath.Join(s.dir, s.name), index, term, s.last.Index, s.last.Term)
@@ -139,7 +146,7 @@ func openState(path string, size int64) (*bbolt.DB, int64, error) {
 // openBolt opens a bbolt file; mapBytes is how much address space it gets, at
 // least. A tree that is damaged is an error.
 func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error) {
-	defer damaged(path, &err)
+	defer damaged(path, debug.SetPanicOnFault(true), &err)
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 		Timeout: openTimeout, NoSync: true, NoGrowSync: true, NoFreelistSync: true,
 		FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapBytes, ReadOnly: readOnly, NoStatistics: true,
@@ -150,21 +157,28 @@ func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error
 	return db, nil
 }
 
-// damaged turns a panic of bbolt, which it has where a page makes no sense, into
-// an error. Panics from elsewhere go on.
-func damaged(path string, err *error) {
+// damaged turns a panic of bbolt, which it has where a page makes no sense, and
+// an access beyond the file into an error. Other panics go on. faults is what
+// debug.SetPanicOnFault was before.
+func damaged(path string, faults bool, err *error) {
+	debug.SetPanicOnFault(faults)
 	r := recover()
 	if r == nil {
 		return
 	}
-	stack := string(debug.Stack())
-	// What panicked is what stands first below the panic itself.
-	_, below, _ := strings.Cut(stack, "panic(")
-	lines := strings.SplitN(below, "\n", 4)
-	if len(lines) < 3 || !strings.HasPrefix(lines[2], "go.etcd.io/bbolt") {
+	_, fault := r.(interface{ Addr() uintptr })
+	if !fault && !panicOf("go.etcd.io/bbolt", string(debug.Stack())) {
 		panic(r)
 	}
 	*err = fmt.Errorf("%s is damaged: %v; start with an empty directory, and the node comes back as a new member", path, r)
+}
+
+// panicOf says whether what panicked is a function of a package: it stands first
+// below the panic itself.
+func panicOf(pkg, stack string) bool {
+	_, below, _ := strings.Cut(stack, "panic(")
+	lines := strings.SplitN(below, "\n", 4)
+	return len(lines) > 2 && strings.HasPrefix(lines[2], pkg)
 }
 
 func (s *stateDB) current() (*bbolt.DB, string) {
@@ -183,7 +197,7 @@ func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 	if err != nil {
 		return err
 	}
-	defer damaged(path, &err)
+	defer damaged(path, debug.SetPanicOnFault(true), &err)
 	defer tx.Rollback() //nolint:errcheck // of a read transaction that is open it has no error
 	return fn(tx)
 }
@@ -191,7 +205,7 @@ func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 // update is called by the one goroutine that installs snapshots, too.
 func (s *stateDB) update(fn func(*bbolt.Tx) error) (err error) {
 	path := filepath.Join(s.dir, s.name)
-	defer damaged(path, &err)
+	defer damaged(path, debug.SetPanicOnFault(true), &err)
 	return s.db.Update(func(tx *bbolt.Tx) error {
 		if err := s.outgrown(tx.Size()); err != nil {
 			return err

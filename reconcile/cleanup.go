@@ -23,7 +23,7 @@ func (r *Reconciler) Cleanup(ctx context.Context) (Report, error) {
 		return Report{}, err
 	}
 	defer r.unlock()
-	r.desired, r.want, r.refused, r.revision = false, new(wanted), nil, 0
+	r.desired, r.want, r.given, r.refused, r.revision = false, new(wanted), nil, nil, 0
 	r.reader.forget()
 	rep, err := r.rounds(ctx, bySync, r.planCleanup)
 	if err != nil {

@@ -62,14 +62,23 @@ type DesiredService struct {
 	Until map[netip.AddrPort]time.Time
 }
 
-// same says whether d asks for what o asks for. Those that have times to keep are
-// never the same.
-func (d Desired) same(o Desired) bool {
-	return d.Timeouts == o.Timeouts && slices.Equal(d.Daemons, o.Daemons) &&
-		slices.EqualFunc(d.Services, o.Services, func(a, b DesiredService) bool {
-			return a.Service == b.Service && a.SNAT == b.SNAT && a.Name == b.Name && len(a.Until) == 0 && len(b.Until) == 0 &&
-				slices.Equal(a.Destinations, b.Destinations)
-		})
+// changes are the services that d wants differently from o. It is not ok if they
+// differ in anything else. Services that have times to keep are always among them.
+func (d *Desired) changes(o *Desired) (changed []DesiredService, ok bool) {
+	if d.Timeouts != o.Timeouts || !slices.Equal(d.Daemons, o.Daemons) || len(d.Services) != len(o.Services) {
+		return nil, false
+	}
+	for i := range d.Services {
+		a, b := &d.Services[i], &o.Services[i]
+		if a.Key != b.Key {
+			return nil, false
+		}
+		if a.Service != b.Service || a.SNAT != b.SNAT || a.Name != b.Name || len(a.Until)+len(b.Until) > 0 ||
+			!slices.Equal(a.Destinations, b.Destinations) {
+			changed = append(changed, *a)
+		}
+	}
+	return changed, true
 }
 
 // clone shares nothing with d that could be changed.

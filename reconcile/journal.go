@@ -131,7 +131,7 @@ type recordJSON struct {
 	Own     []string     `json:"own,omitempty"`
 	Foreign []string     `json:"foreign,omitempty"`
 	Drains  []drainJSON  `json:"drains,omitempty"`
-	Daemons []SyncRole   `json:"daemons,omitempty"`
+	Daemons []string     `json:"daemons,omitempty"`
 
 	Protected bool `json:"protected,omitempty"`
 }
@@ -161,7 +161,7 @@ func (r *record) encode() []byte {
 	doc.Protected = r.Protected
 	for _, role := range []SyncRole{SyncMaster, SyncBackup} {
 		if r.Daemons[role] {
-			doc.Daemons = append(doc.Daemons, role)
+			doc.Daemons = append(doc.Daemons, role.String())
 		}
 	}
 	for _, d := range r.Drains {
@@ -214,8 +214,15 @@ func decodeRecord(b []byte) (*record, error) {
 		}
 	}
 	r.Protected = doc.Protected
-	for _, role := range doc.Daemons {
-		r.Daemons[role] = true
+	for _, text := range doc.Daemons {
+		switch text {
+		case SyncMaster.String():
+			r.Daemons[SyncMaster] = true
+		case SyncBackup.String():
+			r.Daemons[SyncBackup] = true
+		default:
+			return nil, fmt.Errorf("a sync daemon %q; there are master and backup", text)
+		}
 	}
 	for _, d := range doc.Drains {
 		k, err := ParseKey(d.Service)

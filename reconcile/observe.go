@@ -116,8 +116,9 @@ func (r *reader) readChains(ctx context.Context, services []DesiredService, rec 
 		used[ChainKey{NAT, s.Family}] = used[ChainKey{NAT, s.Family}] || s.SNAT != SNATOff
 	}
 	for vip := range rec.VIPs {
-		k := ChainKey{NAT, FamilyOf(vip)}
-		used[k] = used[k]
+		if k := (ChainKey{NAT, FamilyOf(vip)}); !used[k] {
+			used[k] = false
+		}
 	}
 	if r.cfg.ProtectVIPs || rec.Protected {
 		used[ChainKey{Filter, IPv4}], used[ChainKey{Filter, IPv6}] = r.cfg.ProtectVIPs, r.cfg.ProtectVIPs

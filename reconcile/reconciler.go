@@ -25,8 +25,8 @@ type Reconciler struct {
 	reader   reader
 	desired  bool      // Sync has been called
 	revision uint64    // of the last Sync or Update
-	given    Desired   // to the last Sync; only while settled
-	settled  bool      // the last reconciliation left nothing to do, for given
+	given    *Desired  // what want was made of, if that was one Sync
+	settled  bool      // the last reconciliation left nothing to do, nor to wait for
 	want     *wanted   // of them: what can be programmed
 	refused  []Failure // and what cannot
 	backoffs map[string]*backoff
@@ -95,29 +95,29 @@ func (r *Reconciler) sync(ctx context.Context, desired Desired, owned bool, unus
 		return Report{}, err
 	}
 	defer r.unlock()
-	if r.settled && len(unusable) == 0 && desired.same(r.given) {
-		if err := r.notDrifted(ctx); err != nil {
-			return Report{}, err
-		}
-		if r.settled && r.reader.whole() {
-			return r.unchanged(desired.Revision), nil
-		}
-	}
 	if !owned {
 		desired = desired.clone() // it may be the caller's own
 	}
-	want, refused := r.cfg.normal(desired)
-	r.revision, r.want, r.refused = desired.Revision, want, slices.Concat(unusable, refused)
-	r.desired = true
-	defer r.wakeRun()
 	if err := r.notDrifted(ctx); err != nil {
 		return Report{}, err
 	}
-	rep, err := r.reconcile(ctx, bySync)
-	if r.settled = err == nil && rep.settled(); r.settled {
-		r.given = desired
+	if r.settled && r.given != nil && r.reader.whole() && len(unusable) == 0 {
+		if changed, ok := desired.changes(r.given); ok && len(changed) == 0 {
+			return r.unchanged(desired.Revision), nil
+		} else if ok {
+			if set, refused := r.cfg.normalServices(Desired{Services: changed}); len(refused) == 0 && r.narrow(set) {
+				defer r.wakeRun()
+				rep, err := r.updateNarrowly(ctx, desired.Revision, set)
+				r.given = &desired
+				return rep, err
+			}
+		}
 	}
-	return rep, err
+	want, refused := r.cfg.normal(desired)
+	r.revision, r.want, r.refused = desired.Revision, want, slices.Concat(unusable, refused)
+	r.desired, r.given = true, &desired
+	defer r.wakeRun()
+	return r.reconcile(ctx, bySync)
 }
 
 // unchanged is the last report for a Sync that has nothing to do.
@@ -347,6 +347,7 @@ func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context
 
 // finish makes a report known.
 func (r *Reconciler) finish(rep Report) Report {
+	r.settled = rep.settled()
 	r.mu.Lock()
 	r.status = rep
 	r.mu.Unlock()

@@ -27,6 +27,38 @@ type Report struct {
 	Took       time.Duration
 }
 
+// String is the report on one line, with the first of what failed.
+func (r Report) String() string {
+	state := "converged"
+	switch {
+	case !r.Converged && r.Services > 0:
+		state = "partial"
+	case !r.Converged:
+		state = "failed"
+	}
+	text := fmt.Sprintf("revision %d: %s, %d services, %d operations in %s", r.Revision, state, r.Services, r.Operations, r.Took.Round(time.Millisecond))
+	for _, c := range []struct {
+		n    int
+		what string
+	}{
+		{len(r.Failures), "failures"}, {r.Repaired, "repaired"}, {r.Draining, "draining"}, {len(r.Collisions), "collisions"}, {len(r.Warnings), "warnings"},
+	} {
+		if c.n > 0 {
+			text += fmt.Sprintf(", %d %s", c.n, c.what)
+		}
+	}
+	if r.Simulated {
+		text += ", simulated"
+	}
+	for i, f := range r.Failures {
+		if i == 3 {
+			return text + "; and more"
+		}
+		text += "; " + f.Error()
+	}
+	return text
+}
+
 // settled says that nothing is left to do, nor to wait for.
 func (r Report) settled() bool { return r.Converged && r.Draining == 0 && len(r.Collisions) == 0 }
 

@@ -201,6 +201,10 @@ func TestKernelMasquerade(t *testing.T) {
 		n.serviceAt(reconcile.TCP, vip4, 3, 1), n.serviceAt(reconcile.TCP, vip6, 3, 1),
 		n.serviceAt(reconcile.UDP, vip4, 3, 1), n.serviceAt(reconcile.UDP, vip6, 3, 1),
 	)
+	// So many more that one rule for all takes the place of one each.
+	for i := range 20 {
+		d.Services = append(d.Services, n.serviceAt(reconcile.TCP, fmt.Sprintf("198.51.100.%d", 100+2*i), 3, 1))
+	}
 	rep := converge(t, r, d)
 	t.Logf("%d operations in %s; %v", rep.Operations, rep.Took, rep.Host)
 	for _, protocol := range []string{"tcp", "udp"} {
@@ -332,29 +336,49 @@ func TestKernelLeavesOthersAlone(t *testing.T) {
 		saved = slices.DeleteFunc(saved, func(l string) bool { return strings.Contains(l, vip4+":80 ") })
 		slices.Sort(saved)
 		return strings.Join(saved, "\n") + n.director.Run("ip addr show dev lo") + n.director.Run("ip addr show dev client") +
-			n.director.Run("iptables-legacy -t nat -S POSTROUTING 1")
+			strings.ReplaceAll(n.director.Run("iptables-legacy -t nat -S POSTROUTING"), "-A POSTROUTING -j IPVSKIT-POSTROUTING\n", "") +
+			n.director.Run("iptables-legacy -S INPUT")
+	}
+	check := func(when, before string) {
+		t.Helper()
+		if got := others(); got != before {
+			t.Errorf("%s:\n%s\nbefore:\n%s", when, got, before)
+		}
 	}
 	before := others()
 	cfg := reconcile.Config{Kernel: n.kernel, Journal: reconcile.FileJournal(filepath.Join(t.TempDir(), "scope")), Marks: reconcile.MarkRange{First: 1, Last: 99}}
 	r := newReconciler(t, cfg)
 	converge(t, r, desired(n.service(1, 1)))
-	if got := others(); got != before {
-		t.Errorf("with a service:\n%s\nbefore:\n%s", got, before)
-	}
+	check("with a service", before)
+	// They go on while we are here.
+	n.director.Run("ipvsadm -e -t 198.18.0.1:81 -r 10.1.1.1:8080 -m -w 8")
+	n.director.Run("ipvsadm -A -t 203.0.113.2:80 -s sh")
+	n.director.Run("ipvsadm -A -f 501 -s rr")
+	n.director.Run("ip addr add 203.0.113.10/32 dev lo")
+	n.director.Run("iptables-legacy -t nat -I POSTROUTING -s 10.251.0.0/16 -j MASQUERADE")
+	n.director.Run("iptables-legacy -A INPUT -p tcp --dport 9999 -j DROP")
+	before = others()
 	clash := n.service(1)
 	clash.Key.Port = 81
 	rep := sync(t, r, desired(n.service(1, 1), clash))
 	if rep.Converged || len(rep.Collisions) != 1 || len(rep.Failures) != 1 {
 		t.Errorf("a collision: %+v", rep)
 	}
-	converge(t, newReconciler(t, cfg), desired())
-	if got := others(); got != before {
-		t.Errorf("without services:\n%s\nbefore:\n%s", got, before)
-	}
+	check("with a collision", before)
+	r = newReconciler(t, cfg)
+	converge(t, r, desired())
+	check("without services", before)
 	if out := n.director.Run("ipvsadm -Sn"); strings.Contains(out, vip4+":80 ") {
 		t.Errorf("the removed service is still there:\n%s", out)
 	}
 	if out := n.director.Run("ip addr show dev ipvs-manager"); !strings.Contains(out, vip4+"/32") {
 		t.Errorf("the VIP did not stay:\n%s", out)
+	}
+	if rep, err := r.Cleanup(t.Context()); err != nil || !rep.Converged {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	check("after Cleanup", before)
+	if left := n.director.Run("iptables-legacy-save") + n.director.Run("ip link"); strings.Contains(left, "IPVSKIT") || strings.Contains(left, "ipvs-manager") {
+		t.Errorf("after Cleanup is left:\n%s", left)
 	}
 }

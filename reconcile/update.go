@@ -33,28 +33,34 @@ func (r *Reconciler) Update(ctx context.Context, change Change) (Report, error) 
 
 func (r *Reconciler) update(ctx context.Context, change Change) (Report, error) {
 	set, refused := r.cfg.normalServices(Desired{Services: change.Set}.clone())
-	narrow := len(refused) == 0 && len(r.refused) == 0 && r.narrow(set, change.Removed)
 	if err := r.notDrifted(ctx); err != nil {
 		return Report{}, err
 	}
-	r.revision = change.Revision
-	if narrow && r.reader.whole() {
-		for i := range set {
-			*r.want.service(set[i].Key) = set[i]
-		}
-		last := r.Status()
-		p := partial{r: r, want: &wanted{services: set}}
-		rep, err := r.rounds(ctx, bySync, p.plan)
-		if err != nil {
-			return rep, err
-		}
-		rep.Services, rep.Warnings, rep.Collisions = last.Services, last.Warnings, last.Collisions
-		rep.Draining = len(r.rec.Drains) - p.ending
-		return r.finish(rep), nil
+	r.given = nil
+	if len(refused) == 0 && len(r.refused) == 0 && len(change.Removed) == 0 && r.narrow(set) {
+		return r.updateNarrowly(ctx, change.Revision, set)
 	}
+	r.revision = change.Revision
 	r.want = r.want.with(set, change.Removed)
 	r.refuse(change, refused)
 	return r.reconcile(ctx, bySync)
+}
+
+// updateNarrowly reconciles services of which narrow is true.
+func (r *Reconciler) updateNarrowly(ctx context.Context, revision uint64, set []DesiredService) (Report, error) {
+	r.revision = revision
+	for i := range set {
+		*r.want.service(set[i].Key) = set[i]
+	}
+	last := r.Status()
+	p := partial{r: r, want: &wanted{services: set}}
+	rep, err := r.rounds(ctx, bySync, p.plan)
+	if err != nil {
+		return Report{}, err
+	}
+	rep.Services, rep.Warnings, rep.Collisions = last.Services, last.Warnings, last.Collisions
+	rep.Draining = len(r.rec.Drains) - p.ending
+	return r.finish(rep), nil
 }
 
 // refuse keeps the refusals of services that the change is not about.
@@ -73,8 +79,8 @@ func (r *Reconciler) refuse(change Change, refused []Failure) {
 // narrow says whether setting these services touches nothing but themselves: they
 // are there and ours already, all is as desired, and nothing of the host depends
 // on what changes.
-func (r *Reconciler) narrow(set []DesiredService, removed []Key) bool {
-	if r.rec == nil || len(removed) > 0 || len(r.backoffs) > 0 || !r.reader.whole() || !r.Status().Converged {
+func (r *Reconciler) narrow(set []DesiredService) bool {
+	if r.rec == nil || len(r.backoffs) > 0 || !r.reader.whole() || !r.Status().Converged {
 		return false
 	}
 	for i := range set {

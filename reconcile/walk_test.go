@@ -42,6 +42,7 @@ type walk struct {
 	cfg     reconcile.Config
 	r       *reconcile.Reconciler
 	want    reconcile.Desired
+	given   *reconcile.Desired // to r; nil: nothing yet
 	foreign []reconcile.Key
 }
 
@@ -72,6 +73,7 @@ func newWalk(t *rapid.T) *walk {
 		DrainTimeout:  rapid.SampledFrom([]time.Duration{-1, time.Hour}).Draw(t, "drain timeout"),
 		DrainServices: rapid.Bool().Draw(t, "drain services"),
 		ReleaseVIPs:   rapid.Bool().Draw(t, "release VIPs"),
+		ProtectVIPs:   rapid.Bool().Draw(t, "protect VIPs"),
 	}
 	if rapid.Bool().Draw(t, "leftovers") {
 		// What an earlier life left: our interface with a VIP and services on it.
@@ -94,7 +96,7 @@ func (w *walk) restart() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.r = r
+	w.r, w.given = r, nil
 }
 
 // put makes a service in the kernel as another program would.
@@ -198,13 +200,32 @@ func (w *walk) sync() {
 	if rapid.IntRange(0, 9).Draw(w.t, "journal fails") == 0 {
 		w.journal.fail = syscall.EIO
 	}
-	_, err := w.r.Sync(ctx, w.want)
+	_, err := w.bring(ctx)
 	w.journal.fail = nil
 	w.k.Inject(nil)
 	w.k.Watch(nil)
 	if err != nil {
 		w.restart() // as a killed process would
 	}
+}
+
+// bring gives the Reconciler what is wanted, as a whole or as a change.
+func (w *walk) bring(ctx context.Context) (reconcile.Report, error) {
+	if w.given == nil || !rapid.Bool().Draw(w.t, "as a change") {
+		given := w.want
+		w.given = &given
+		return w.r.Sync(ctx, w.want)
+	}
+	c := reconcile.Change{Revision: w.want.Revision, Set: w.want.Services}
+	for _, s := range w.given.Services {
+		if !slices.ContainsFunc(w.want.Services, func(o reconcile.DesiredService) bool { return o.Key == s.Key }) {
+			c.Removed = append(c.Removed, s.Key)
+		}
+	}
+	given := w.want
+	given.Timeouts, given.Daemons = w.given.Timeouts, w.given.Daemons // a Change has none
+	w.want, w.given = given, &given
+	return w.r.Update(ctx, c)
 }
 
 // others change things inside the scope and outside.
@@ -325,6 +346,12 @@ func TestRandomWalks(t *testing.T) {
 		w := newWalk(t)
 		for range rapid.IntRange(1, 6).Draw(t, "steps") {
 			w.want = reconcile.Desired{Services: w.services("want")}
+			if rapid.Bool().Draw(t, "timeouts") {
+				w.want.Timeouts.UDP = time.Duration(rapid.IntRange(1, 3).Draw(t, "udp")) * time.Minute
+			}
+			if rapid.Bool().Draw(t, "daemon") {
+				w.want.Daemons = []reconcile.SyncDaemon{{Role: reconcile.SyncMaster, Interface: "eth0", ID: uint8(rapid.IntRange(0, 1).Draw(t, "ID"))}}
+			}
 			w.sync()
 			if rapid.Bool().Draw(t, "meddle") {
 				w.others()
@@ -337,5 +364,34 @@ func TestRandomWalks(t *testing.T) {
 			}
 		}
 		w.settle()
+		if rapid.Bool().Draw(t, "clean up") {
+			w.cleanup()
+		}
 	})
+}
+
+// cleanup: nothing is left but what is someone else's.
+func (w *walk) cleanup() {
+	if rep, err := w.r.Cleanup(context.Background()); err != nil || !rep.Converged {
+		w.t.Fatalf("cleanup: %+v, %v", rep, err)
+	}
+	list, _ := w.k.Services(context.Background())
+	for _, s := range list {
+		if !slices.Contains(w.foreign, s.Key) {
+			w.t.Fatalf("left after a cleanup: %v", s)
+		}
+	}
+	if len(list) != len(w.foreign) {
+		w.t.Fatalf("a cleanup left %d services of others, not %d", len(list), len(w.foreign))
+	}
+	links, _ := w.k.Links(context.Background())
+	for _, l := range links {
+		if l.Alias == reconcile.Alias {
+			w.t.Fatalf("left after a cleanup: %v", l)
+		}
+	}
+	state, _ := w.k.IPVS(context.Background())
+	if len(state.Daemons) > 0 {
+		w.t.Fatalf("left after a cleanup: %v", state.Daemons)
+	}
 }

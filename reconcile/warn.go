@@ -36,7 +36,7 @@ func (c Config) warn(p *plan, services []DesiredService, a *Actual) {
 	}
 	for _, network := range order {
 		g := groups[network]
-		why := ""
+		var why string
 		switch {
 		case network.Addr().Is6():
 			why = "but Linux answers neighbor discovery only for an interface's own addresses: route it to this host"

@@ -23,8 +23,9 @@ type way struct {
 // direct lets backends answer the client themselves for some VIPs, which are
 // theirs too: the director would take packets from its own VIP for forged ones.
 func (n *network) direct(vips ...string) {
-	n.director.Run("modprobe -d /run/m ipip")
-	n.director.Run("modprobe -d /run/m ip6_tunnel")
+	for _, module := range []string{"ipip", "ip6_tunnel", "ip_gre", "fou"} {
+		n.director.Run("modprobe -d /run/m " + module)
+	}
 	for i, b := range n.backends {
 		kerneltest.Connect(b, fmt.Sprintf("198.19.%d.1/24", i), n.client, fmt.Sprintf("198.19.%d.2/24", i))
 		b.AddAddress("client", fmt.Sprintf("fd19:%d::1/64", i))
@@ -35,9 +36,14 @@ func (n *network) direct(vips ...string) {
 		b.Run("ip -6 rule add from fd51::/64 table 100")
 		b.Run("ip link set tunl0 up")
 		b.Run("ip link set ip6tnl0 up")
-		for _, name := range []string{"all", "director", "tunl0"} {
-			b.Run("sysctl -qw net.ipv4.conf." + name + ".rp_filter=0")
-		}
+		b.Run("ip link set gre0 up")
+		b.Run("ip fou add port 6080 gue")
+		// What comes out of the fallback interface is IPv6; IPv4 in IPv6 needs one
+		// of its own.
+		b.Run(fmt.Sprintf("ip link add mixed type ip6tnl mode any local fd01:%d::1 remote fd01:%d::254", i+1, i+1))
+		b.Run("ip link set mixed up")
+		b.Run("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.director.rp_filter=0 net.ipv4.conf.tunl0.rp_filter=0 " +
+			"net.ipv4.conf.gre0.rp_filter=0 net.ipv4.conf.mixed.rp_filter=0")
 		n.serve(b, i+1, fmt.Sprintf("10.1.%d.1:80", i+1))
 		n.serve(b, i+1, fmt.Sprintf("[fd01:%d::1]:80", i+1))
 		for _, vip := range vips {
@@ -52,7 +58,7 @@ func (n *network) direct(vips ...string) {
 // ways are all that are tried: masquerading, direct routing, tunnels, over both
 // families and protocols, by address and by firewall mark, with persistence.
 func (n *network) ways() []way {
-	n.direct("198.51.100.11", "198.51.100.12", "fd51::11", "fd51::12")
+	n.direct("198.51.100.11", "198.51.100.12", "fd51::11", "fd51::12", "198.51.100.14", "198.51.100.15", "198.51.100.16")
 	n.director.Run("iptables-legacy -t mangle -A PREROUTING -d 198.51.100.20 -j MARK --set-mark 20")
 	n.director.Run("ip6tables-legacy -t mangle -A PREROUTING -d fd51::20 -j MARK --set-mark 20")
 	var out []way
@@ -80,6 +86,26 @@ func (n *network) ways() []way {
 				}})
 			}
 		}
+	}
+	for _, e := range []struct {
+		name, vip string
+		option    func(*reconcile.Destination)
+	}{
+		{"gre", "198.51.100.14", func(d *reconcile.Destination) { d.Encap = reconcile.GRE }},
+		{"gue", "198.51.100.15", func(d *reconcile.Destination) { d.Encap, d.EncapPort = reconcile.GUE, 6080 }},
+		{"ipv4 in ipv6", "198.51.100.16", func(d *reconcile.Destination) {
+			d.Addr = addr(strings.Replace(strings.TrimSuffix(d.Addr.String(), ".1"), "10.1.", "fd01:", 1) + "::1")
+		}},
+	} {
+		out = append(out, way{e.name, "tcp", e.vip, func(weights ...int) reconcile.DesiredService {
+			s := n.serviceAt(reconcile.TCP, e.vip, weights...)
+			for i := range s.Destinations {
+				d := &s.Destinations[i]
+				d.Forwarding, d.Port = reconcile.Tunnel, 80
+				e.option(d)
+			}
+			return s
+		}})
 	}
 	for _, vip := range []string{"198.51.100.20", "fd51::20"} {
 		out = append(out, way{"mark " + vip, "tcp", vip, func(weights ...int) reconcile.DesiredService {
@@ -188,7 +214,7 @@ func TestKernelChangesLoseNoConnection(t *testing.T) {
 					d.Forwarding = reconcile.Tunnel
 				case reconcile.Tunnel:
 					// Not over IPv6: docs/kernel.md, Connections.
-					if s.Family == reconcile.IPv4 {
+					if d.Addr.Is4() {
 						d.Forwarding = reconcile.DR
 					}
 				}
@@ -317,9 +343,21 @@ func TestKernelForwarding(t *testing.T) {
 // mortal is a kernel whose user is killed after his first operation.
 type mortal struct {
 	reconcile.Kernel
-	ctx  context.Context
-	kill context.CancelFunc
-	last reconcile.Op
+	ctx    context.Context
+	kill   context.CancelFunc
+	last   reconcile.Op
+	chains map[reconcile.ChainKey]reconcile.Chain // read before: nobody else changes them, and reading takes a process
+}
+
+func (k *mortal) Chain(ctx context.Context, key reconcile.ChainKey) (reconcile.Chain, error) {
+	if c, known := k.chains[key]; known {
+		return c, nil
+	}
+	c, err := k.Kernel.Chain(ctx, key)
+	if err == nil {
+		k.chains[key] = c
+	}
+	return c, err
 }
 
 func (k *mortal) Do(ctx context.Context, ops []reconcile.Op) map[int]error {
@@ -330,6 +368,9 @@ func (k *mortal) Do(ctx context.Context, ops []reconcile.Op) map[int]error {
 			continue
 		}
 		k.last = ops[i]
+		if c := ops[i].Chain; c != nil {
+			delete(k.chains, c.ChainKey)
+		}
 		if err := k.Kernel.Do(ctx, ops[i:i+1])[0]; err != nil {
 			errs[i] = err
 		}
@@ -343,6 +384,7 @@ func (k *mortal) Do(ctx context.Context, ops []reconcile.Op) map[int]error {
 func TestKernelKilledAfterEachOperation(t *testing.T) {
 	n := newNetwork(t, 3)
 	journal := new(memory)
+	chains := map[reconcile.ChainKey]reconcile.Chain{}
 	kills := 0
 	steps := []reconcile.Desired{
 		desired(n.serviceAt(reconcile.TCP, vip4, -1, 1), n.serviceAt(reconcile.TCP, vip6, -1, 1)),
@@ -352,7 +394,7 @@ func TestKernelKilledAfterEachOperation(t *testing.T) {
 	var held []*conn
 	for _, want := range steps {
 		for {
-			k := &mortal{Kernel: n.kernel}
+			k := &mortal{Kernel: n.kernel, chains: chains}
 			k.ctx, k.kill = context.WithCancel(t.Context())
 			r := newReconciler(t, reconcile.Config{Kernel: k, Journal: journal, DrainTimeout: time.Hour})
 			rep, err := r.Sync(k.ctx, want)

@@ -84,6 +84,7 @@ func (k *Kernel) SetLink(l reconcile.Link) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	l.Addresses = slices.Clone(l.Addresses)
+	slices.SortFunc(l.Addresses, compareAddresses)
 	k.links[l.Name] = &l
 	k.tell()
 	for name, value := range map[string]string{"keep_addr_on_down": "0", "accept_ra": "1"} {

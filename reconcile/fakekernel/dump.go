@@ -253,5 +253,12 @@ func parseLine(words []string) (op reconcile.Op, err error) {
 			return op, fmt.Errorf("option %q is not known", w)
 		}
 	}
+	switch {
+	case err != nil:
+	case !s.Addr.IsValid() && s.FWMark == 0:
+		err = fmt.Errorf("a service is missing: -t, -u, --sctp-service or -f")
+	case op.Kind == reconcile.AddDestination && !d.Addr.IsValid():
+		err = fmt.Errorf("a destination is missing: -r")
+	}
 	return op, err
 }

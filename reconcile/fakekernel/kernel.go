@@ -344,6 +344,10 @@ func unicast(a netip.Addr) bool {
 		a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
+func compareAddresses(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
 func (k *Kernel) doLink(op reconcile.Op) error {
 	l, exists := k.links[op.Link]
 	if op.Kind == reconcile.AddLink {
@@ -365,7 +369,7 @@ func (k *Kernel) doLink(op reconcile.Op) error {
 	if op.Addr.IsValid() {
 		p = netip.PrefixFrom(op.Addr, op.Addr.BitLen())
 	}
-	at := slices.Index(l.Addresses, p)
+	at, bound := slices.BinarySearchFunc(l.Addresses, p, compareAddresses)
 	switch op.Kind {
 	case reconcile.SetAlias:
 		l.Alias = op.Value
@@ -379,15 +383,12 @@ func (k *Kernel) doLink(op reconcile.Op) error {
 		switch {
 		case !p.IsValid():
 			return syscall.EINVAL
-		case at >= 0:
+		case bound:
 			return syscall.EEXIST
 		}
-		l.Addresses = append(l.Addresses, p)
-		slices.SortFunc(l.Addresses, func(a, b netip.Prefix) int {
-			return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-		})
+		l.Addresses = slices.Insert(l.Addresses, at, p)
 	case reconcile.DelAddress:
-		if at < 0 {
+		if !bound {
 			return syscall.EADDRNOTAVAIL
 		}
 		l.Addresses = slices.Delete(l.Addresses, at, at+1)

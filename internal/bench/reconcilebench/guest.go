@@ -2,6 +2,7 @@ package reconcilebench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -241,8 +242,7 @@ func running(ctx context.Context, n int, f func(*reconcile.Reconciler, reconcile
 	go func() { ran <- r.Run(ctx) }()
 	err = f(r, d)
 	cancel()
-	<-ran
-	if err != nil {
+	if err := errors.Join(err, <-ran); err != nil {
 		return err
 	}
 	_, err = r.Cleanup(context.WithoutCancel(ctx))
