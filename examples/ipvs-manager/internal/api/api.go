@@ -114,6 +114,7 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/rollback":                           {post: a.rollback},
 		"/api/v1/plan":                               {post: a.plan},
 		"/api/v1/apply":                              {post: a.apply},
+		"/api/v1/import/{format}":                    {post: a.importText},
 		"/api/v1/watch":                              {get: a.watch},
 		"/api/v1/agents":                             {get: a.agents},
 		"/api/v1/cluster":                            {get: a.cluster},

@@ -96,6 +96,8 @@ func FuzzWrite(f *testing.F) {
 	f.Add(mediaYAML, "POST /api/v1/transactions", []byte("operations: [{put: {service: {name: web, vip: 192.0.2.10, port: 80}}}]"))
 	f.Add(mediaYAML, "POST /api/v1/plan?prune=1", []byte(shop))
 	f.Add(mediaYAML, "POST /api/v1/apply?hash=x", []byte(shop))
+	f.Add(mediaText, "POST /api/v1/import/ipvsadm", []byte(saved))
+	f.Add(mediaText, "POST /api/v1/import/keepalived?view=config", []byte(kept))
 	f.Add(mediaJSON, "POST /api/v1/rollback", []byte(`{"revision": 1}`))
 	state := lbstate.New(lbstate.Config{})
 	local, err := lbstate.NewLocal(f.TempDir(), state)

@@ -53,15 +53,12 @@ func (a *API) planned(w http.ResponseWriter, r *http.Request, kind access, next 
 		p.send(w, r)
 		return
 	}
-	select {
-	case a.reading <- struct{}{}:
-		defer func() { <-a.reading }()
-	default:
-		p := refused(http.StatusServiceUnavailable, "others send configurations at present; nothing was changed, try again")
-		p.Type, p.Outcome, p.retryAfter = typeUnavailable, notApplied, 1
+	done, p := a.place()
+	if p != nil {
 		p.send(w, r)
 		return
 	}
+	defer done()
 	body, p := readText(w, r, maxConfiguration, mediaJSON, mediaYAML)
 	if p != nil {
 		p.send(w, r)
@@ -75,4 +72,16 @@ func (a *API) planned(w http.ResponseWriter, r *http.Request, kind access, next 
 	ctx, cancel := a.bounded(r)
 	defer cancel()
 	next(ctx, c, lbstate.PlanOptions{Prune: prune})
+}
+
+// place takes one of the places for reading a configuration; done gives it back.
+func (a *API) place() (done func(), p *problem) {
+	select {
+	case a.reading <- struct{}{}:
+		return func() { <-a.reading }, nil
+	default:
+		p := refused(http.StatusServiceUnavailable, "others send configurations at present; nothing was changed, try again")
+		p.Type, p.Outcome, p.retryAfter = typeUnavailable, notApplied, 1
+		return nil, p
+	}
 }

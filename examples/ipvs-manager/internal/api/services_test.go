@@ -239,6 +239,7 @@ func TestMethodsThatAreNotAllowed(t *testing.T) {
 		"/api/v1/rollback":                            "OPTIONS, POST",
 		"/api/v1/plan":                                "OPTIONS, POST",
 		"/api/v1/apply":                               "OPTIONS, POST",
+		"/api/v1/import/ipvsadm":                      "OPTIONS, POST",
 		"/api/v1/watch":                               "GET, HEAD, OPTIONS",
 		"/api/v1/agents":                              "GET, HEAD, OPTIONS",
 		"/api/v1/cluster":                             "GET, HEAD, OPTIONS",
