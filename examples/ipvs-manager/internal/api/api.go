@@ -119,7 +119,10 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/agents":                             {get: a.agents},
 		"/api/v1/cluster":                            {get: a.cluster},
 		"/api/v1/cluster/members":                    {post: a.addMember},
-		"/api/v1/cluster/members/{name}":             {del: a.removeMember},
+		"/api/v1/cluster/members/{name}":             {patch: a.moveMember, del: a.removeMember},
+		"/api/v1/cluster/members/{name}/promote":     {post: a.promoteMember},
+		"/api/v1/cluster/leader":                     {put: a.setLeader},
+		"/api/v1/cluster/backup":                     {get: a.backup},
 		"/healthz":                                   {get: a.healthz},
 		"/readyz":                                    {get: a.readyz},
 	} {

@@ -244,7 +244,7 @@ func TestMethodsThatAreNotAllowed(t *testing.T) {
 		"/api/v1/agents":                              "GET, HEAD, OPTIONS",
 		"/api/v1/cluster":                             "GET, HEAD, OPTIONS",
 		"/api/v1/cluster/members":                     "OPTIONS, POST",
-		"/api/v1/cluster/members/node0":               "DELETE, OPTIONS",
+		"/api/v1/cluster/members/node0":               "DELETE, OPTIONS, PATCH",
 		"/healthz":                                    "GET, HEAD, OPTIONS",
 		"/readyz":                                     "GET, HEAD, OPTIONS",
 	} {
