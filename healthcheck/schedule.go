@@ -218,7 +218,8 @@ func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 	case res == Result{Class: OK, Latency: res.Latency}:
 		r.result = nil
 	case r.result == nil || !r.result.sameStory(res):
-		r.result = &res
+		kept := res // res itself would be on the heap each time
+		r.result = &kept
 	}
 	// A slow failure holds a place as long as a timeout does, whoever is to blame.
 	r.stalled = res.Class == Timeout || !res.OK() && 2*res.Latency >= r.policy.Value().timeout
