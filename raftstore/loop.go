@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
-	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 
 	"github.com/ipvskit/ipvskit/raftstore/internal/wal"
@@ -19,7 +17,7 @@ import (
 
 // loop owns raft. Everything that touches it runs in one goroutine: a turn
 // takes what has come in, lets raft think, and hands what that gives to the
-// stages. It waits for no disk.
+// stages. It waits for no disk but for work that is small.
 type loop struct {
 	s    *Store
 	rn   *raft.RawNode
@@ -131,56 +129,6 @@ func (s *Store) newLoop() (*loop, error) {
 		wake(l.apply.committed)
 	}
 	return l, nil
-}
-
-// foundState gives a founder the state that the founding record says: entry 1
-// of term 1, applied, with the founders as voters. It is the same on each. The
-// one node of a cluster that was restored or recovered gets its name here.
-func (s *Store) foundState(node nodeFile) error {
-	made := false
-	err := s.state.update(1, func(tx *bbolt.Tx) error {
-		unnamed, err := ownIn(tx).unnamed(node.Member)
-		if err != nil {
-			return err
-		}
-		if unnamed {
-			made = true
-			f := s.founder(node.Member)
-			return ownIn(tx).putMember(Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr})
-		}
-		if index, _ := ownIn(tx).applied(); index > 0 || node.Founding == nil {
-			return nil
-		}
-		made = true
-		o, err := makeOwn(tx)
-		if err != nil {
-			return err
-		}
-		return o.found(node.Founding)
-	})
-	if err != nil || !made {
-		return err
-	}
-	_, err = s.state.checkpoint()
-	return err
-}
-
-func (o own) found(founding *Founding) error {
-	conf := &raftpb.ConfState{}
-	for _, f := range founding.Founders {
-		conf.Voters = append(conf.Voters, f.Member)
-		m := Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr}
-		if err := o.putMember(m); err != nil {
-			return err
-		}
-	}
-	if err := o.setConf(conf); err != nil {
-		return err
-	}
-	if err := o.setCluster(clusterInfo{ID: founding.Cluster, Predecessor: founding.Predecessor}); err != nil {
-		return err
-	}
-	return o.setApplied(foundingIndex, 1)
 }
 
 // metadata is that of the state as it is.
@@ -425,68 +373,6 @@ func (l *loop) tick() {
 	l.s.cfg.Metrics.Queued(len(l.queued), int(l.s.pendingCommands.Load()))
 }
 
-// stallElections is how many election timeouts a sync may take: a disk that is
-// merely busy, with others' data, say, has no better successor.
-const stallElections = 5
-
-func (l *loop) stallLimit() time.Duration {
-	return stallElections * time.Duration(l.s.cfg.ElectionTicks) * l.s.cfg.TickInterval
-}
-
-// watchDisk makes a leader whose disk stalls hand over: the others can still
-// commit, but nothing would be applied here, nor answered. Where no one takes
-// over within an election timeout it falls silent, so that they elect another.
-func (l *loop) watchDisk() {
-	took := l.append.stalledFor(l.now())
-	if took < l.stallLimit() {
-		l.stalled, l.muted = 0, false
-		return
-	}
-	if l.stalled == 0 {
-		l.stalled = max(1, l.ticks)
-		if to := l.successor(); l.leads() && to != 0 {
-			l.rn.TransferLeader(to)
-		}
-	}
-	l.muted = l.leads() && l.ticks-l.stalled >= uint64(l.s.cfg.ElectionTicks) && len(l.applied.members) > 1
-}
-
-// watch reports a disk that stalls, and that this node does not lead while it
-// does: the loop itself may be in that sync, and so be silent to the others.
-func (l *loop) watch(stop <-chan struct{}) {
-	tick := time.NewTicker(l.s.cfg.TickInterval)
-	defer tick.Stop()
-	for stalled := false; ; {
-		select {
-		case <-stop:
-			return
-		case <-tick.C:
-		}
-		took := l.append.stalledFor(time.Now())
-		switch now := took >= l.stallLimit(); {
-		case now && !stalled:
-			stalled = true
-			l.s.cfg.Metrics.DiskStalled(took)
-			l.s.log.Error("the disk stalls: a sync of the log does not return", zap.Duration("since", took))
-			l.s.showStalled()
-		case !now && stalled:
-			stalled = false
-			l.s.log.Info("the disk answers again")
-		}
-	}
-}
-
-// successor is the voter that is furthest, of those that were heard lately.
-func (l *loop) successor() uint64 {
-	best, match := uint64(0), uint64(0)
-	l.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		if id != l.self && !p.IsLearner && p.RecentActive && (best == 0 || p.Match > match) {
-			best, match = id, p.Match
-		}
-	})
-	return best
-}
-
 // on runs fn in the loop and waits for it.
 func (s *Store) on(ctx context.Context, fn func(*loop)) error {
 	ran := make(chan struct{})
@@ -502,115 +388,6 @@ func (s *Store) on(ctx context.Context, fn func(*loop)) error {
 			return nil
 		default:
 			return ErrStopped
-		}
-	}
-}
-
-// step gives raft a message of another member.
-func (l *loop) step(m *raftpb.Message) error {
-	switch m.GetType() {
-	case raftpb.MessageType_MsgHeartbeat:
-		last, err := l.log.LastIndex()
-		if err != nil {
-			return err
-		}
-		// The leader commits here only what this node once acknowledged.
-		if m.GetCommit() > last && m.GetTerm() >= l.rn.BasicStatus().GetTerm() {
-			return fmt.Errorf("the log ends at entry %d, but this node once acknowledged entry %d: the disk was set back, or lost what it had synced; start with an empty directory, and the node comes back as a new member", last, m.GetCommit())
-		}
-	case raftpb.MessageType_MsgSnap:
-		return nil // these come as streams alone
-	case raftpb.MessageType_MsgReadIndex:
-		if l.behind() {
-			return nil // it asks again
-		}
-	case raftpb.MessageType_MsgTransferLeader, raftpb.MessageType_MsgForgetLeader, raftpb.MessageType_MsgHup, raftpb.MessageType_MsgBeat,
-		raftpb.MessageType_MsgUnreachable, raftpb.MessageType_MsgSnapStatus, raftpb.MessageType_MsgCheckQuorum:
-		return nil // local matters; no peer has a say in them
-	}
-	if err := l.rn.Step(m); err != nil && m.GetType() != raftpb.MessageType_MsgProp {
-		l.s.log.Debug("message not taken", zap.Stringer("type", m.GetType()), zap.Uint64("from", m.GetFrom()), zap.Error(err))
-	}
-	return nil
-}
-
-// lost hears of members that are gone. When it is the leader whose connection
-// was reset, which its kernel does when its process dies, this node does not
-// wait for the election timeout: it asks whether a quorum agrees (PreVote),
-// which harms nothing if it is wrong. The jitter keeps followers from splitting
-// the vote.
-func (s *Store) lost(ctx context.Context) func(uint64, error) {
-	return func(peer uint64, err error) {
-		var refused interface{ Removed() bool }
-		if errors.As(err, &refused) && refused.Removed() {
-			// This node was away when it was removed, and no one will tell it by raft.
-			s.inbox.fail(ErrRemoved)
-			return
-		}
-		var lost interface{ Reset() bool }
-		reset := errors.As(err, &lost) && lost.Reset()
-		s.inbox.call(func(l *loop) {
-			l.rn.ReportUnreachable(peer)
-			if !reset || l.rn.BasicStatus().Lead != peer {
-				return
-			}
-			l.after(2*time.Millisecond+rand.N(20*time.Millisecond), func() {
-				if ctx.Err() == nil {
-					s.inbox.call(func(l *loop) { l.succeed(peer) })
-				}
-			})
-		})
-	}
-}
-
-// succeed campaigns if a member that is gone is still taken for the leader.
-func (l *loop) succeed(gone uint64) {
-	if l.rn.BasicStatus().Lead != gone {
-		return
-	}
-	// Both may refuse, as when this node is a learner.
-	_ = l.rn.ForgetLeader()
-	if !l.isLearner(l.self) {
-		_ = l.rn.Campaign()
-	}
-}
-
-func (l *loop) isLearner(id uint64) bool {
-	m, ok := l.applied.members[id]
-	return !ok || m.Learner
-}
-
-// forgetRemoved tells the transport whom to refuse for ever.
-func (s *Store) forgetRemoved(o own) error {
-	ids, err := o.removed()
-	if err != nil || s.cfg.Transport == nil {
-		return err
-	}
-	for _, id := range ids {
-		s.cfg.Transport.RemovePeer(id)
-	}
-	return nil
-}
-
-// setPeers tells the transport who is there.
-func (s *Store) setPeers(self uint64, members map[uint64]Member) {
-	if s.cfg.Transport == nil {
-		return
-	}
-	for _, m := range members {
-		if m.ID != self {
-			s.cfg.Transport.SetPeer(m.ID, m.Incarnation, m.RaftAddr)
-		}
-	}
-	if len(members) > 0 {
-		return
-	}
-	s.mu.Lock()
-	peers := s.node.Peers // of a node that joined, and heard nothing yet
-	s.mu.Unlock()
-	for _, m := range peers {
-		if m.ID != self {
-			s.cfg.Transport.SetPeer(m.ID, m.Incarnation, m.RaftAddr)
 		}
 	}
 }

@@ -41,7 +41,7 @@ type stateDB struct {
 
 // stateMapBytes is how much of the address space a state file is given at once.
 // Growing beyond it would wait for all readers, of which the checkpoint is one,
-// so it is not allowed to: see outgrown. (On Windows a map makes the file as
+// so it is not allowed to: see update. (On Windows a map makes the file as
 // large.)
 func stateMapBytes() int {
 	if runtime.GOOS == "windows" || strconv.IntSize < 64 {
@@ -275,8 +275,9 @@ func (s *stateDB) install(path string) error {
 		err = errors.Join(err, pin.Rollback())
 	}
 	s.retired.Go(func() { _ = old.Close() }) // waits for its readers; nothing of it is needed any more
-	if err != nil {
-		return err
+	if err == nil {
+		// Where it cannot be removed while it has readers, the next start does it.
+		_ = s.files.Remove(filepath.Join(s.dir, oldName))
 	}
-	return s.files.Remove(filepath.Join(s.dir, oldName))
+	return err
 }

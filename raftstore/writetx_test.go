@@ -31,9 +31,8 @@ func TestAppliedIsSeen(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Run(context.Background()) }()
 	awaitLeading(t, s, true)
-	var last uint64
 	for i := range 100 {
-		if _, last, err = s.Machine("sim").Propose(t.Context(), fmt.Appendf(nil, "k=%d", i)); err != nil {
+		if _, _, err := s.Machine("sim").Propose(t.Context(), fmt.Appendf(nil, "k=%d", i)); err != nil {
 			t.Fatal(err)
 		}
 		if i%3 > 0 {
@@ -46,9 +45,8 @@ func TestAppliedIsSeen(t *testing.T) {
 			return nil
 		}))
 	}
-	if _, last, err = s.Machine("sim").Propose(t.Context(), []byte("k=last")); err != nil {
-		t.Fatal(err)
-	}
+	_, last, err := s.Machine("sim").Propose(t.Context(), []byte("k=last"))
+	must(t, err)
 	for timeout := time.After(20 * time.Second); ; {
 		select {
 		case index := <-m.index:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -70,6 +71,7 @@ func failover(ctx context.Context, k kind, dir string) (time.Duration, error) {
 		if err != nil {
 			return 0, err
 		}
+		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err == nil {
 			err = cmd.Start()

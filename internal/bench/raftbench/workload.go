@@ -177,12 +177,17 @@ func await(what string, ok func() bool) error {
 	return fmt.Errorf("not within 30 s: %s", what)
 }
 
+// places picks free ports below those that systems give to outgoing connections:
+// a node that starts again needs its own.
 func places(dir string, n int) ([]place, error) {
 	var addrs []string
-	for range 2 * n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(addrs) < 2*n; tries++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 15_000+rand.IntN(15_000)))
 		if err != nil {
-			return nil, err
+			if tries > 100 {
+				return nil, err
+			}
+			continue
 		}
 		defer l.Close()
 		addrs = append(addrs, l.Addr().String())
