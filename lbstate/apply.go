@@ -1,8 +1,10 @@
 package lbstate
 
 import (
+	"cmp"
 	"errors"
 	"slices"
+	"strings"
 
 	"go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
@@ -14,8 +16,9 @@ import (
 type table struct {
 	view
 	counters
-	term uint64 // of the entry that the command came in
-	at   int64  // Unix milliseconds, by the proposer's clock
+	term  uint64       // of the entry that the command came in
+	at    int64        // Unix milliseconds, by the proposer's clock
+	fresh []indexEntry // to be written at the end of the command
 }
 
 // Apply applies commands; see the package documentation. The result for each
@@ -127,6 +130,9 @@ func (t *table) commit(c *lbstatepb.Command, x *txn) (BatchResult, error) {
 		}
 		names = append(names, ch.ref.String())
 	}
+	if err := t.indexFresh(); err != nil {
+		return res, err
+	}
 	if err := t.account(c, changed); err != nil {
 		return res, err
 	}
@@ -182,9 +188,22 @@ func (t *table) index(old, now *Service) error {
 	}
 	for _, e := range after {
 		if fresh[e] {
-			if err := t.put([]byte(e.bucket), []byte(e.key), nil); err != nil {
-				return err
-			}
+			t.fresh = append(t.fresh, e)
+		}
+	}
+	return nil
+}
+
+// indexFresh writes what index has found to be new, in the order of keys: bbolt
+// splits no page before the end of a transaction, so keys out of order would
+// each move all that come after.
+func (t *table) indexFresh() error {
+	slices.SortFunc(t.fresh, func(a, b indexEntry) int {
+		return cmp.Or(strings.Compare(a.bucket, b.bucket), strings.Compare(a.key, b.key))
+	})
+	for _, e := range t.fresh {
+		if err := t.put([]byte(e.bucket), []byte(e.key), nil); err != nil {
+			return err
 		}
 	}
 	return nil
