@@ -66,7 +66,7 @@ func TestApplyIsDeterministic(t *testing.T) {
 		runs++
 		path := func(name string) string { return filepath.Join(dir, fmt.Sprint(runs, name)) }
 		one, packed := openMachine(t, path("one")), openMachine(t, path("packed"))
-		defer func() { one.db.Close(); packed.db.Close(); os.RemoveAll(dir); os.Mkdir(dir, 0o700) }()
+		defer func() { one.db.Close(); packed.db.Close(); os.RemoveAll(dir); _ = os.Mkdir(dir, 0o700) }()
 
 		var results []any
 		cut := rapid.IntRange(0, len(cmds)).Draw(t, "snapshot at")

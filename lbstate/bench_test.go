@@ -46,7 +46,7 @@ func BenchmarkApply(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/services=%d", name, size), func(b *testing.B) {
 				b.ReportAllocs()
 				var cmds [][]byte
-				for i := 0; i < b.N; i++ {
+				for i := range b.N {
 					tx, _, err := n.transaction(context.Background(), []Operation{op(i)})
 					if err != nil {
 						b.Fatal(err)

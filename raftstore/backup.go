@@ -105,12 +105,13 @@ func restore(files disk.FS, dir string, r io.Reader) (info BackupInfo, err error
 // directory one is written last.
 func restored(files disk.FS, dir string, info BackupInfo) (_ BackupInfo, err error) {
 	node := nodeFile{Format: nodeFileFormat, Incarnation: randomID(), Cluster: randomID(), Member: randomID()}
-	s := &stateDB{files: files, dir: dir, name: stateName(1)}
-	if s.db, s.limit, err = openState(filepath.Join(dir, s.name), info.Bytes); err != nil {
+	s := newStateDB(files, dir)
+	s.name = stateName(1)
+	if s.db, s.write.limit, err = openState(filepath.Join(dir, s.name), info.Bytes); err != nil {
 		return info, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.update(func(tx *bbolt.Tx) error {
+	if err := s.update(1, func(tx *bbolt.Tx) error {
 		o, err := makeOwn(tx)
 		if err != nil {
 			return err

@@ -107,6 +107,9 @@ func (s *stateDB) checkpoint() (wal.Mark, error) {
 }
 
 func (s *stateDB) checkpointLocked(installed bool) (wal.Mark, error) {
+	if err := s.flush(); err != nil {
+		return wal.Mark{}, err
+	}
 	db, name := s.current()
 	pin, err := db.Begin(false)
 	if err != nil {

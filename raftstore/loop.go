@@ -122,7 +122,13 @@ func (s *Store) newLoop() (*loop, error) {
 	}
 	l.apply = &applier{
 		s: s, self: l.self, boot: l.boot, queue: newQueue[applyTask](), progress: l.applied,
-		due: func() { wake(l.keep.due) },
+		due: func() { wake(l.keep.due) }, committed: make(chan struct{}, 1), told: l.applied.index,
+	}
+	s.state.write.done = func(err error) {
+		if err != nil {
+			s.inbox.fail(err)
+		}
+		wake(l.apply.committed)
 	}
 	return l, nil
 }
@@ -132,7 +138,7 @@ func (s *Store) newLoop() (*loop, error) {
 // one node of a cluster that was restored or recovered gets its name here.
 func (s *Store) foundState(node nodeFile) error {
 	made := false
-	err := s.state.update(func(tx *bbolt.Tx) error {
+	err := s.state.update(1, func(tx *bbolt.Tx) error {
 		unnamed, err := ownIn(tx).unnamed(node.Member)
 		if err != nil {
 			return err
@@ -380,10 +386,13 @@ func (l *loop) toApply(m *raftpb.Message) error {
 		l.apply.queue.push(applyTask{msg: m})
 		return nil
 	}
-	if _, err := l.apply.apply(m.Entries); err != nil {
+	l.apply.mu.Lock()
+	_, err := l.apply.apply(m.Entries)
+	l.applied = l.apply.progress
+	l.apply.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	l.applied = l.apply.progress
 	l.respond(m.Responses)
 	return nil
 }

@@ -174,7 +174,7 @@ func Recover(dir string) (r Recovery, err error) {
 	r = Recovery{Cluster: randomID(), Predecessor: o.node.Cluster, Commit: max(mark.Index, o.log.Hard.Commit), Last: mark.Index + uint64(len(rest))}
 	node := o.node
 	node.Cluster, node.Founding, node.Peers = r.Cluster, nil, nil
-	err = o.state.update(func(tx *bbolt.Tx) error {
+	err = o.state.update(1, func(tx *bbolt.Tx) error {
 		own := ownIn(tx)
 		members, err := own.members()
 		if err != nil {

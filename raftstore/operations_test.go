@@ -265,7 +265,7 @@ func TestOverload(t *testing.T) {
 	}
 	close(block)
 	for range 3 {
-		<-results
+		_ = <-results // whatever became of them
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)

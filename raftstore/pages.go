@@ -64,13 +64,17 @@ func checkPages(files disk.FS, path string, head []byte) error {
 		return fmt.Errorf("%s is damaged: it has %d bytes, its head says %d pages of %d", path, size, c.pages, c.pageSize)
 	}
 	c.seen = make([]uint64, c.pages/64+1)
-	if err := c.page(binary.LittleEndian.Uint64(head[metaRoot:]), 0); err != nil {
+	if err := c.page(binary.LittleEndian.Uint64(head[metaRoot:]), keyRange{}, 0); err != nil {
 		return fmt.Errorf("%s is damaged: %w; start with an empty directory, and the node comes back as a new member", path, err)
 	}
 	return nil
 }
 
-func (c *pageChecker) page(id uint64, depth int) error {
+// keyRange is where the keys of a page must lie: from, and before to if it is
+// not nil.
+type keyRange struct{ from, to []byte }
+
+func (c *pageChecker) page(id uint64, keys keyRange, depth int) error {
 	if id < 2 || id >= c.pages {
 		return fmt.Errorf("page %d is pointed to, of %d", id, c.pages)
 	}
@@ -97,7 +101,7 @@ func (c *pageChecker) page(id uint64, depth int) error {
 			return fmt.Errorf("page %d: %w", id, err)
 		}
 	}
-	if err := c.elements(buf, depth); err != nil {
+	if err := c.elements(buf, keys, depth); err != nil {
 		return fmt.Errorf("page %d (offset %d): %w", id, id*c.pageSize, err)
 	}
 	return nil
@@ -107,7 +111,7 @@ var errPageBounds = errors.New("an element lies outside of its page")
 
 // elements checks what a page holds, and what it points to. An inline bucket is
 // a page within a value.
-func (c *pageChecker) elements(b []byte, depth int) error {
+func (c *pageChecker) elements(b []byte, keys keyRange, depth int) error {
 	if len(b) < pageHeader {
 		return errPageBounds
 	}
@@ -120,36 +124,54 @@ func (c *pageChecker) elements(b []byte, depth int) error {
 	}
 	var before []byte
 	for i := range count {
-		at := pageHeader + i*pageElement
-		e := b[at : at+pageElement]
-		word := func(i int) uint64 { return uint64(binary.LittleEndian.Uint32(e[i:])) }
-		pos, keySize, valueSize := word(0), word(4), uint64(0)
-		if flags == leafPage {
-			pos, keySize, valueSize = word(4), word(8), word(12)
+		e, key, value, err := element(b, flags, count, i)
+		if err != nil {
+			return err
 		}
-		start := uint64(at) + pos
-		if start < uint64(pageHeader+count*pageElement) || start+keySize+valueSize > uint64(len(b)) {
-			return errPageBounds
-		}
-		key := b[start : start+keySize]
 		if i > 0 && bytes.Compare(before, key) >= 0 {
 			return errors.New("its keys are not in order")
+		}
+		if bytes.Compare(key, keys.from) < 0 || keys.to != nil && bytes.Compare(key, keys.to) >= 0 {
+			return errors.New("a key of it belongs to another page")
 		}
 		before = key
 		switch {
 		case flags == branchPage:
-			if err := c.page(binary.LittleEndian.Uint64(e[8:]), depth+1); err != nil {
+			within := keyRange{from: key, to: keys.to}
+			if i+1 < count {
+				if _, within.to, _, err = element(b, flags, count, i+1); err != nil {
+					return err
+				}
+			}
+			if err := c.page(binary.LittleEndian.Uint64(e[8:]), within, depth+1); err != nil {
 				return err
 			}
-		case word(0) == bucketValue:
-			if err := c.bucket(b[start+keySize:start+keySize+valueSize], depth); err != nil {
+		case binary.LittleEndian.Uint32(e) == bucketValue:
+			if err := c.bucket(value, depth); err != nil {
 				return err
 			}
-		case word(0) != 0:
-			return fmt.Errorf("an element has flags %#x", word(0))
+		case binary.LittleEndian.Uint32(e) != 0:
+			return fmt.Errorf("an element has flags %#x", binary.LittleEndian.Uint32(e))
 		}
 	}
 	return nil
+}
+
+// element is one of the count that a page has; a branch's has no value.
+func element(b []byte, flags uint16, count, i int) (e, key, value []byte, err error) {
+	at := pageHeader + i*pageElement
+	e = b[at : at+pageElement]
+	word := func(i int) uint64 { return uint64(binary.LittleEndian.Uint32(e[i:])) }
+	pos, keySize, valueSize := word(0), word(4), uint64(0)
+	if flags == leafPage {
+		pos, keySize, valueSize = word(4), word(8), word(12)
+	}
+	start := uint64(at) + pos
+	if start < uint64(pageHeader+count*pageElement) || start+keySize+valueSize > uint64(len(b)) {
+		return nil, nil, nil, errPageBounds
+	}
+	end := start + keySize
+	return e, b[start:end:end], b[end : end+valueSize], nil
 }
 
 func (c *pageChecker) bucket(v []byte, depth int) error {
@@ -158,10 +180,10 @@ func (c *pageChecker) bucket(v []byte, depth int) error {
 	}
 	root := binary.LittleEndian.Uint64(v)
 	if root != 0 {
-		return c.page(root, depth+1)
+		return c.page(root, keyRange{}, depth+1)
 	}
 	if len(v) < bucketHead+pageHeader || binary.LittleEndian.Uint16(v[bucketHead+8:]) != leafPage {
 		return errPageBounds
 	}
-	return c.elements(v[bucketHead:], depth+1)
+	return c.elements(v[bucketHead:], keyRange{}, depth+1)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -27,7 +28,7 @@ type stateDB struct {
 	db   *bbolt.DB
 	name string // of the file
 
-	limit int64 // of the file's size; belongs to who updates
+	write writeTx // what is applied and not committed yet
 
 	checkpoints sync.Mutex // one at a time; guards the fields below
 	last        checkpoint
@@ -61,7 +62,7 @@ func stateGeneration(name string) (uint64, bool) {
 // openStateDB returns the state of the last checkpoint. A directory that has
 // none gets an empty one, unless it belongs to a cluster.
 func openStateDB(files disk.FS, dir string, fresh bool) (*stateDB, error) {
-	s := &stateDB{files: files, dir: dir}
+	s := newStateDB(files, dir)
 	path := filepath.Join(dir, checkpointName)
 	err := loadSealed(files, path, checkpointFormat, &s.last)
 	missing := errors.Is(err, fs.ErrNotExist)
@@ -88,7 +89,7 @@ func openStateDB(files disk.FS, dir string, fresh bool) (*stateDB, error) {
 			return nil, err
 		}
 	}
-	if s.db, s.limit, err = openState(filepath.Join(dir, s.name), s.last.Size); err != nil {
+	if s.db, s.write.limit, err = openState(filepath.Join(dir, s.name), s.last.Size); err != nil {
 		return nil, err
 	}
 	if missing {
@@ -146,8 +147,18 @@ func openState(path string, size int64) (*bbolt.DB, int64, error) {
 // openBolt opens a bbolt file; mapBytes is how much address space it gets, at
 // least. A tree that is damaged is an error.
 func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error) {
+	var file *os.File
+	defer func() {
+		if err != nil && file != nil {
+			file.Close() // bbolt does not where it panics, and keeps the lock
+		}
+	}()
 	defer damaged(path, debug.SetPanicOnFault(true), &err)
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		OpenFile: func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
+			file, err = os.OpenFile(name, flag, mode)
+			return file, err
+		},
 		Timeout: openTimeout, NoSync: true, NoGrowSync: true, NoFreelistSync: true,
 		FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapBytes, ReadOnly: readOnly, NoStatistics: true,
 	})
@@ -187,9 +198,12 @@ func (s *stateDB) current() (*bbolt.DB, string) {
 	return s.db, s.name
 }
 
-// view calls fn with what is applied. It holds nothing that an update or the
-// installation of a snapshot waits for.
+// view calls fn with everything that is applied. It holds nothing that an update
+// or the installation of a snapshot waits for.
 func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
+	if err := s.flush(); err != nil {
+		return err
+	}
 	s.mu.RLock()
 	path := filepath.Join(s.dir, s.name)
 	tx, err := s.db.Begin(false)
@@ -202,34 +216,13 @@ func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 	return fn(tx)
 }
 
-// update is called by the one goroutine that installs snapshots, too.
-func (s *stateDB) update(fn func(*bbolt.Tx) error) (err error) {
-	path := filepath.Join(s.dir, s.name)
-	defer damaged(path, debug.SetPanicOnFault(true), &err)
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		if err := s.outgrown(tx.Size()); err != nil {
-			return err
-		}
-		return fn(tx)
-	})
-}
-
-// outgrown refuses to go beyond what is mapped: bbolt would wait for the
-// checkpoint's reader, for ever. A restart maps more.
-func (s *stateDB) outgrown(size int64) error {
-	if size > s.limit {
-		return fmt.Errorf("%s has %d bytes, more than half of the address space that it was given; restart this node", s.name, size)
-	}
-	return nil
-}
-
 // close closes the files and waits for their readers. It makes no checkpoint.
 func (s *stateDB) close() error {
 	s.checkpoints.Lock()
 	defer s.checkpoints.Unlock()
-	var err error
+	err := s.abandon()
 	if s.pin != nil {
-		err = s.pin.Rollback()
+		err = errors.Join(err, s.pin.Rollback())
 		s.pin = nil
 	}
 	db, _ := s.current()
@@ -245,6 +238,9 @@ func (s *stateDB) close() error {
 func (s *stateDB) install(path string) error {
 	s.checkpoints.Lock()
 	defer s.checkpoints.Unlock()
+	if err := s.abandon(); err != nil {
+		return err
+	}
 	old, oldName := s.current()
 	generation, _ := stateGeneration(oldName)
 	name := stateName(generation + 1)
@@ -268,7 +264,7 @@ func (s *stateDB) install(path string) error {
 	if err != nil {
 		return err
 	}
-	s.limit = limit
+	s.write.limit = limit
 	pin := s.pin
 	s.pin = nil
 	s.mu.Lock()

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -88,8 +89,12 @@ func (r *Reconciler) Zero(ctx context.Context, keys ...Key) error {
 		}
 		ops[i] = Op{Kind: Zero, Service: Service{Key: k}}
 	}
+	var errs []error
 	for i, err := range r.cfg.Kernel.Do(ctx, ops) {
-		return fmt.Errorf("reconcile: %w", &Failure{Object: keys[i].String(), Op: "zero", Err: err})
+		errs = append(errs, Failure{Object: keys[i].String(), Op: "zero", Err: err})
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("reconcile: %w", errors.Join(errs...))
 	}
 	return nil
 }

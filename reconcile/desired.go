@@ -344,7 +344,7 @@ func duplicate(ds []Destination) int {
 
 // check refuses what the kernel would accept although it cannot work
 // (docs/kernel.md), and what is outside of what may be ours.
-func (c Config) check(s *DesiredService) error {
+func (c *Config) check(s *DesiredService) error {
 	switch {
 	case s.Family != IPv4 && s.Family != IPv6:
 		return fmt.Errorf("%s is not a family of addresses; ipv4 and ipv6 are", s.Family)
@@ -388,7 +388,7 @@ func (c Config) check(s *DesiredService) error {
 	return nil
 }
 
-func (c Config) checkVIP(s *DesiredService) error {
+func (c *Config) checkVIP(s *DesiredService) error {
 	a := s.Addr
 	switch {
 	case !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Zone() != "":

@@ -18,7 +18,8 @@ import (
 type filter struct {
 	key      ChainKey
 	programs []program // what may work; only the first once it holds our chain
-	jumps    bool      // when last read
+	known    bool      // that jumps is true or false
+	jumps    bool      // the hook jumped to our chain when last read
 }
 
 type program struct {
@@ -91,7 +92,7 @@ func (k ChainKey) jump() (command string, rule []string) {
 func (f *filter) read() (Chain, error) {
 	c := Chain{ChainKey: f.key}
 	p := f.programs[0]
-	f.jumps = false
+	f.known, f.jumps = true, false
 	lines, err := p.ipt.List(f.key.Table.String(), f.key.Name())
 	var failed *iptables.Error
 	if errors.As(err, &failed) && failed.ExitStatus() == 1 {
@@ -115,6 +116,11 @@ func (f *filter) read() (Chain, error) {
 }
 
 func (f *filter) replace(rules []Rule) error {
+	if !f.known {
+		if _, err := f.read(); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for _, p := range f.programs {
 		err := p.replace(rules, f.jumps)

@@ -259,21 +259,19 @@ func (d *destinations) drain(s Service, h *DestinationState) int {
 }
 
 func (c Config) planAddresses(p *plan, services []DesiredService, a *Actual) {
-	vips := make(map[netip.Addr]bool, len(services))
-	v6 := false
+	some, v6 := false, false
 	for i := range services {
 		if s := &services[i]; s.FWMark == 0 {
-			vips[s.Addr] = true
-			v6 = v6 || s.Family == IPv6
+			some, v6 = true, v6 || s.Family == IPv6
 		}
 	}
-	if len(vips) > 0 && a.linkErr != nil {
+	if some && a.linkErr != nil {
 		p.failures = append(p.failures, Failure{Object: "link " + c.DummyName, Op: "use", Err: a.linkErr})
 		p.collisions = append(p.collisions, Collision{"link " + c.DummyName, a.linkErr.Error()})
 		return
 	}
 	exists := a.Link.Name != ""
-	if len(vips) > 0 {
+	if some {
 		switch {
 		case !exists:
 			p.host = append(p.host, Op{Kind: AddLink, Link: c.DummyName, Value: Alias})
@@ -294,6 +292,9 @@ func (c Config) planAddresses(p *plan, services []DesiredService, a *Actual) {
 			bound[prefix.Addr()] = true
 		}
 	}
+	if len(bound) == 0 {
+		p.bind = slices.Grow(p.bind, len(services))
+	}
 	var last netip.Addr
 	for i := range services {
 		vip := services[i].Addr
@@ -313,12 +314,15 @@ func (c Config) planAddresses(p *plan, services []DesiredService, a *Actual) {
 		return
 	}
 	used := map[netip.Addr]bool{}
+	for i := range services {
+		used[services[i].Addr] = true
+	}
 	for _, k := range slices.Concat(a.Foreign, p.remaining) {
 		used[k.Addr] = true
 	}
 	for _, prefix := range a.Link.Addresses {
 		vip := prefix.Addr()
-		if prefix.IsSingleIP() && !vips[vip] && !used[vip] && !vip.IsLinkLocalUnicast() {
+		if prefix.IsSingleIP() && !used[vip] && !vip.IsLinkLocalUnicast() {
 			p.remove = append(p.remove, Op{Kind: DelAddress, Link: c.DummyName, Addr: vip, Why: "no service uses it"})
 		}
 	}

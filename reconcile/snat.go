@@ -36,7 +36,7 @@ const blanketAbove = 16
 // their place: its number of rules grows with the exceptions alone.
 func snatRules(f Family, services []DesiredService, foreign []Key) []Rule {
 	g := newSNATGroups(f, services, foreign)
-	local, all, off := g.of(SNATLocal), g.of(SNATAll), g.of(SNATOff)
+	local, all := g.of(SNATLocal), g.of(SNATAll)
 	if len(local)+len(all) == 0 {
 		return nil
 	}
@@ -51,6 +51,10 @@ func snatRules(f Family, services []DesiredService, foreign []Key) []Rule {
 		}
 	}
 	each := len(local) + len(all)
+	var off []snatMatch
+	if each > blanketAbove {
+		off = g.of(SNATOff)
+	}
 	blanketLocal, blanketAll := each, each
 	if len(local) > 1 {
 		blanketLocal = len(off) + 1 + len(all)
@@ -127,44 +131,57 @@ type snatGroups struct {
 	single  map[SNATMode][]Key        // services of VIPs that have several, and marks
 }
 
+// newSNATGroups takes services and foreign by key.
 func newSNATGroups(f Family, services []DesiredService, foreign []Key) snatGroups {
-	const mixed = SNATOff + 1
-	type entry struct {
-		key  Key
-		mode SNATMode
-	}
-	entries := make([]entry, 0, len(services)+len(foreign))
-	modes := map[netip.Addr]SNATMode{} // or mixed
-	add := func(k Key, mode SNATMode) {
-		entries = append(entries, entry{k, mode})
-		if k.FWMark != 0 {
-			return
-		}
-		if m, ok := modes[k.Addr]; !ok {
-			modes[k.Addr] = mode
-		} else if m != mode {
-			modes[k.Addr] = mixed
+	g := snatGroups{map[SNATMode][]netip.Addr{}, map[SNATMode][]Key{}}
+	shared := map[netip.Addr]bool{} // VIPs of others; true: ours, too
+	for _, k := range foreign {
+		if k.Family == f && k.FWMark == 0 {
+			shared[k.Addr] = false
 		}
 	}
-	for i := range services {
-		if s := &services[i]; s.Family == f && s.masquerades() {
-			add(s.Key, s.SNAT)
+	for i := 0; i < len(services); {
+		if s := &services[i]; s.FWMark != 0 {
+			if s.Family == f && s.masquerades() {
+				g.single[s.SNAT] = append(g.single[s.SNAT], s.Key)
+			}
+			i++
+			continue
+		}
+		vip, first := services[i].Addr, i
+		var mode SNATMode
+		n, mixed := 0, false
+		for ; i < len(services) && services[i].Addr == vip; i++ {
+			if s := &services[i]; s.Family == f && s.masquerades() {
+				if n++; n == 1 {
+					mode = s.SNAT
+				}
+				mixed = mixed || s.SNAT != mode
+			}
+		}
+		_, others := shared[vip]
+		switch {
+		case n == 0:
+		case !others && !mixed:
+			g.uniform[mode] = append(g.uniform[mode], vip)
+		default:
+			if others {
+				shared[vip] = true
+			}
+			for j := first; j < i; j++ {
+				if s := &services[j]; s.masquerades() {
+					g.single[s.SNAT] = append(g.single[s.SNAT], s.Key)
+				}
+			}
 		}
 	}
 	for _, k := range foreign {
-		if k.Family == f {
-			add(k, SNATOff)
-		}
-	}
-	g := snatGroups{map[SNATMode][]netip.Addr{}, map[SNATMode][]Key{}}
-	for a, m := range modes {
-		if m != mixed {
-			g.uniform[m] = append(g.uniform[m], a)
-		}
-	}
-	for _, e := range entries {
-		if e.key.FWMark != 0 || modes[e.key.Addr] == mixed {
-			g.single[e.mode] = append(g.single[e.mode], e.key)
+		switch {
+		case k.Family != f:
+		case k.FWMark != 0 || shared[k.Addr]:
+			g.single[SNATOff] = append(g.single[SNATOff], k)
+		default:
+			g.uniform[SNATOff] = append(g.uniform[SNATOff], k.Addr)
 		}
 	}
 	return g
@@ -185,9 +202,11 @@ func (g snatGroups) of(mode SNATMode) []snatMatch {
 
 // aggregate covers exactly the given addresses with the fewest prefixes.
 func aggregate(addrs []netip.Addr) []netip.Prefix {
-	slices.SortFunc(addrs, netip.Addr.Compare)
+	if !slices.IsSortedFunc(addrs, netip.Addr.Compare) {
+		slices.SortFunc(addrs, netip.Addr.Compare)
+	}
 	addrs = slices.Compact(addrs)
-	var out []netip.Prefix
+	out := make([]netip.Prefix, 0, len(addrs))
 	for _, a := range addrs {
 		out = append(out, singleIP(a))
 		for len(out) > 1 {

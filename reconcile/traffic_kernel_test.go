@@ -41,20 +41,18 @@ const vip4, vip6 = "198.51.100.10", "fd51::10"
 func newNetwork(t *testing.T, backends int) *network {
 	n := &network{t: t, client: kerneltest.NewNamespace(t, "client"), director: kerneltest.NewNamespace(t, "director")}
 	kerneltest.Connect(n.client, "198.18.0.2/24", n.director, "198.18.0.1/24")
-	n.client.AddAddress("director", "fd18::2/64")
-	n.director.AddAddress("client", "fd18::1/64")
-	n.client.Run("ip route add default via 198.18.0.1")
-	n.client.Run("ip route add default via fd18::1")
+	n.client.IP("addr add fd18::2/64 dev director", "route add default via 198.18.0.1", "route add default via fd18::1")
+	director := []string{"addr add fd18::1/64 dev client"}
 	for i := 1; i <= backends; i++ {
 		b := kerneltest.NewNamespace(t, fmt.Sprint("b", i))
 		kerneltest.Connect(b, fmt.Sprintf("10.1.%d.1/24", i), n.director, fmt.Sprintf("10.1.%d.254/24", i))
-		b.AddAddress("director", fmt.Sprintf("fd01:%d::1/64", i))
-		n.director.AddAddress(b.Name, fmt.Sprintf("fd01:%d::254/64", i))
-		b.Run(fmt.Sprintf("ip route add default via 10.1.%d.254", i))
-		b.Run(fmt.Sprintf("ip route add default via fd01:%d::254", i))
+		director = append(director, fmt.Sprintf("addr add fd01:%d::254/64 dev %s", i, b.Name))
+		b.IP(fmt.Sprintf("addr add fd01:%d::1/64 dev director", i),
+			fmt.Sprintf("route add default via 10.1.%d.254", i), fmt.Sprintf("route add default via fd01:%d::254", i))
 		n.backends = append(n.backends, b)
 		n.serve(b, i, "[::]:8080")
 	}
+	n.director.IP(director...)
 	k, err := reconcile.NewLinux(reconcile.LinuxConfig{NetNS: n.director.Path})
 	if err != nil {
 		t.Fatal(err)

@@ -107,3 +107,41 @@ func TestUpdatesEqualSync(t *testing.T) {
 		w.settle()
 	})
 }
+
+// A Sync that asks for the same again looks for drift and does no more; one that
+// differs in a few services touches them alone.
+func TestSyncOfTheSame(t *testing.T) {
+	k := fakekernel.New()
+	r := newReconciler(t, reconcile.Config{Kernel: k})
+	d := desired(web("192.0.2.10:80", 1, 1), web("192.0.2.11:80", 1))
+	converge(t, r, d)
+	var reads []string
+	k.InjectRead(func(what string) error { reads = append(reads, what); return nil })
+	for _, step := range []struct {
+		name   string
+		change func()
+		ops    int
+		reads  string
+	}{
+		{"nothing", func() {}, 0, "fingerprint links"},
+		{"another revision", func() { d.Revision = 99 }, 0, "fingerprint links"},
+		{"a weight, in the caller's own slice", func() { d.Services[0].Destinations[1].Weight = 9 }, 1, "fingerprint links service"},
+		{"another order", func() { slices.Reverse(d.Services) }, 0, "fingerprint links"},
+		{"a destination deleted by others", func() {
+			k.Do(t.Context(), []reconcile.Op{{Kind: reconcile.DelDestination, Service: d.Services[0].Service, Dest: d.Services[0].Destinations[0]}})
+		}, 1, "fingerprint links services"},
+		{"a VIP deleted by others", func() {
+			k.Do(t.Context(), []reconcile.Op{{Kind: reconcile.DelAddress, Link: "ipvs-manager", Addr: addr("192.0.2.10")}})
+		}, 1, "fingerprint links"},
+	} {
+		step.change()
+		reads = nil
+		rep := converge(t, r, d)
+		if rep.Operations != step.ops || rep.Revision != d.Revision || rep.Services != 2 || !strings.HasPrefix(strings.Join(reads, " "), step.reads) {
+			t.Errorf("%s: %s; read %q", step.name, rep, reads)
+		}
+		if again := converge(t, r, d); again.Operations != 0 {
+			t.Errorf("%s: again: %s", step.name, again)
+		}
+	}
+}

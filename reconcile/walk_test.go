@@ -339,8 +339,9 @@ func (w *walk) settle() {
 }
 
 // From any state to any other, with faults, deaths and meddlers, the kernel
-// converges; never are all weights 0 on the way; nothing of others is touched.
-// INV-20, INV-21, INV-22, INV-25.
+// converges; never are all weights 0 on the way; nothing of others is touched. A
+// soak takes minutes: go test -run TestRandomWalks -rapid.checks=100000. INV-20,
+// INV-21, INV-22, INV-25.
 func TestRandomWalks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWalk(t)

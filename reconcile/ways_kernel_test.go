@@ -28,27 +28,30 @@ func (n *network) direct(vips ...string) {
 	}
 	for i, b := range n.backends {
 		kerneltest.Connect(b, fmt.Sprintf("198.19.%d.1/24", i), n.client, fmt.Sprintf("198.19.%d.2/24", i))
-		b.AddAddress("client", fmt.Sprintf("fd19:%d::1/64", i))
 		n.client.AddAddress(b.Name, fmt.Sprintf("fd19:%d::2/64", i))
-		b.Run(fmt.Sprintf("ip route add default via 198.19.%d.2 table 100", i))
-		b.Run(fmt.Sprintf("ip -6 route add default via fd19:%d::2 table 100", i))
-		b.Run("ip rule add from 198.51.100.0/24 table 100")
+		commands := []string{
+			fmt.Sprintf("addr add fd19:%d::1/64 dev client", i),
+			fmt.Sprintf("route add default via 198.19.%d.2 table 100", i),
+			fmt.Sprintf("route add default via fd19:%d::2 table 100", i),
+			"rule add from 198.51.100.0/24 table 100",
+			"link set tunl0 up", "link set ip6tnl0 up", "link set gre0 up",
+			"fou add port 6080 gue",
+			// What comes out of the fallback interface is IPv6; IPv4 in IPv6 needs one
+			// of its own.
+			fmt.Sprintf("link add mixed type ip6tnl mode any local fd01:%d::1 remote fd01:%d::254", i+1, i+1),
+			"link set mixed up",
+		}
+		for _, vip := range vips {
+			bits := map[bool]string{true: "/32", false: "/128"}[addr(vip).Is4()]
+			commands = append(commands, "addr add "+vip+bits+" dev lo")
+		}
+		b.IP(commands...)
 		b.Run("ip -6 rule add from fd51::/64 table 100")
-		b.Run("ip link set tunl0 up")
-		b.Run("ip link set ip6tnl0 up")
-		b.Run("ip link set gre0 up")
-		b.Run("ip fou add port 6080 gue")
-		// What comes out of the fallback interface is IPv6; IPv4 in IPv6 needs one
-		// of its own.
-		b.Run(fmt.Sprintf("ip link add mixed type ip6tnl mode any local fd01:%d::1 remote fd01:%d::254", i+1, i+1))
-		b.Run("ip link set mixed up")
 		b.Run("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.director.rp_filter=0 net.ipv4.conf.tunl0.rp_filter=0 " +
 			"net.ipv4.conf.gre0.rp_filter=0 net.ipv4.conf.mixed.rp_filter=0")
 		n.serve(b, i+1, fmt.Sprintf("10.1.%d.1:80", i+1))
 		n.serve(b, i+1, fmt.Sprintf("[fd01:%d::1]:80", i+1))
 		for _, vip := range vips {
-			bits := map[bool]string{true: "/32", false: "/128"}[addr(vip).Is4()]
-			b.AddAddress("lo", vip+bits)
 			n.serve(b, i+1, at(vip))
 		}
 	}

@@ -2,7 +2,6 @@ package probe
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -54,8 +53,12 @@ func TestHTTP(t *testing.T) {
 		{"status", HTTPConfig{Path: "/", Status: statuses(t, "200,401-403")}, say("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), fine},
 		{"HEAD has no body", HTTPConfig{Path: "/", Method: "HEAD"}, say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), fine},
 
-		{"500", HTTPConfig{Path: "/x"}, say("HTTP/1.1 500 Oh\tno\r\nContent-Length: 0\r\n\r\n"),
-			outcome{class: healthcheck.BadStatus, phase: "answer", expected: "GET http://127.0.0.1", found: "500 Oh no"}},
+		{
+			"500",
+			HTTPConfig{Path: "/x"},
+			say("HTTP/1.1 500 Oh\tno\r\nContent-Length: 0\r\n\r\n"),
+			outcome{class: healthcheck.BadStatus, phase: "answer", expected: "GET http://127.0.0.1", found: "500 Oh no"},
+		},
 		{"404", HTTPConfig{Path: "/x"}, say("HTTP/1.1 404 Not Found\r\n\r\n"), outcome{class: healthcheck.BadStatus, phase: "answer", expected: "/x to give 200-299", found: "404", advice: "path"}},
 		{"401", HTTPConfig{Path: "/"}, say("HTTP/1.1 401 Unauthorized\r\n\r\n"), outcome{class: healthcheck.BadStatus, phase: "answer", found: "401", advice: "login"}},
 		{"redirect", HTTPConfig{Path: "/"}, say("HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n"), outcome{class: healthcheck.BadStatus, phase: "answer", found: "302", advice: "redirects are not followed"}},
@@ -73,7 +76,7 @@ func TestHTTP(t *testing.T) {
 		{"resets in the body", body, func(c net.Conn) {
 			told(c, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\no")
 			time.Sleep(short / 2)
-			c.(*net.TCPConn).SetLinger(0)
+			abort(c)
 		}, outcome{class: healthcheck.Reset, phase: "body"}},
 		{"closes", HTTPConfig{Path: "/"}, closeEarly, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
 		{"closes in the headers", HTTPConfig{Path: "/"}, sayAndClose("HTTP/1.1 200 OK\r\nContent-Le"), outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
@@ -132,12 +135,12 @@ func request(t *testing.T, cfg HTTPConfig, on string) *http.Request {
 
 func TestHTTPRequest(t *testing.T) {
 	r := request(t, HTTPConfig{Path: "/health?deep=1"}, "")
-	if r.Method != "GET" || r.RequestURI != "/health?deep=1" || !strings.HasPrefix(r.Host, "127.0.0.1:") || !r.Close ||
+	if r.Method != http.MethodGet || r.RequestURI != "/health?deep=1" || !strings.HasPrefix(r.Host, "127.0.0.1:") || !r.Close ||
 		r.Header.Get("User-Agent") == "" || r.Header.Get("Accept") != "*/*" || r.ContentLength != 0 {
 		t.Errorf("%+v", r)
 	}
 	r = request(t, HTTPConfig{Path: "/", Host: "example.com", Method: "OPTIONS", Header: http.Header{"User-Agent": {"me"}, "X-A": {"1", "2"}}}, "")
-	if r.Method != "OPTIONS" || r.Host != "example.com" || r.UserAgent() != "me" || len(r.Header["X-A"]) != 2 || len(r.Header["User-Agent"]) != 1 {
+	if r.Method != http.MethodOptions || r.Host != "example.com" || r.UserAgent() != "me" || len(r.Header["X-A"]) != 2 || len(r.Header["User-Agent"]) != 1 {
 		t.Errorf("%+v", r)
 	}
 	r = request(t, HTTPConfig{Path: "/", Method: "POST"}, "")
@@ -205,9 +208,9 @@ func TestHTTPRedirects(t *testing.T) {
 	hop("/nonsense", "http://[", 302)
 	hop("/file", "file:///etc/passwd", 302)
 	hop("/post", "/get", 303)
-	mux.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(302) })
-	mux.HandleFunc("/end", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "end") })
-	mux.HandleFunc("GET /get", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "end") })
+	mux.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusFound) })
+	mux.HandleFunc("/end", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "end") })
+	mux.HandleFunc("GET /get", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "end") })
 	first := httptest.NewServer(mux)
 	defer first.Close()
 	var secrets []string

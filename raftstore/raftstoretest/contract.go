@@ -134,14 +134,14 @@ func (b *bench) inTx(t *testing.T, index uint64, command []byte) {
 	if len(results) != 1 {
 		t.Fatalf("Apply gave %d results for one command", len(results))
 	}
-	b.results = append(b.results, comparable(results[0]))
+	b.results = append(b.results, comparison(results[0]))
 	for i := range c {
 		c[i] = 0xff
 	}
 }
 
-// comparable makes errors of the same text equal.
-func comparable(result any) any {
+// comparison makes errors of the same text equal.
+func comparison(result any) any {
 	if err, ok := result.(error); ok {
 		return "error: " + err.Error()
 	}

@@ -477,15 +477,13 @@ func testChains(t *testing.T, s *subject) {
 			vip, rejected = "2001:db8::10/128", "icmp6-port-unreachable"
 		}
 		s.testChain(reconcile.ChainKey{Table: reconcile.NAT, Family: f}, [][]reconcile.Rule{
-			{pinned, one},
-			{pinned, one, all},
-			{pinned, "-m addrtype --src-type LOCAL -m ipvs --vdir ORIGINAL --vmethod MASQ -j MASQUERADE"},
+			{pinned, one, "-m addrtype --src-type LOCAL -m ipvs --vdir ORIGINAL --vmethod MASQ -j MASQUERADE"},
 			{pinned, "-m mark --mark 0x7 -m ipvs --vdir ORIGINAL --vmethod MASQ -j RETURN", all},
-			{pinned},
 		})
 		s.testChain(reconcile.ChainKey{Table: reconcile.Filter, Family: f}, [][]reconcile.Rule{
-			{"-m mark --mark 0x7 -j RETURN", reconcile.Rule("-d " + vip + " -p sctp -j RETURN")},
 			{
+				"-m mark --mark 0x7 -j RETURN",
+				reconcile.Rule("-d " + vip + " -p sctp -j RETURN"),
 				reconcile.Rule("-d " + vip + " -p tcp -m multiport --dports 80,443 -j RETURN"),
 				reconcile.Rule("-d " + vip + " -p tcp -j REJECT --reject-with tcp-reset"),
 				reconcile.Rule("-d " + vip + " -p udp -j REJECT --reject-with " + rejected),

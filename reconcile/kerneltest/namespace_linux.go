@@ -28,7 +28,7 @@ func NewNamespace(t testing.TB, name string) *Namespace {
 	n := &Namespace{Name: name, Path: "/run/netns/" + name, t: t}
 	runHost(t, "ip", "netns", "add", name)
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
-	n.Run("ip link set lo up")
+	n.IP("link set lo up")
 	return n
 }
 
@@ -37,20 +37,32 @@ func NewNamespace(t testing.TB, name string) *Namespace {
 func Connect(a *Namespace, addrA string, b *Namespace, addrB string) {
 	a.t.Helper()
 	runHost(a.t, "ip", "link", "add", b.Name, "netns", a.Name, "type", "veth", "peer", "name", a.Name, "netns", b.Name)
-	a.AddAddress(b.Name, addrA)
-	b.AddAddress(a.Name, addrB)
-	a.Run("ip link set " + b.Name + " up")
-	b.Run("ip link set " + a.Name + " up")
+	a.IP("addr add "+addrA+" dev "+b.Name, "link set "+b.Name+" up")
+	b.IP("addr add "+addrB+" dev "+a.Name, "link set "+a.Name+" up")
 }
 
 // AddAddress gives an interface another address, usable at once.
 func (n *Namespace) AddAddress(link, addr string) {
 	n.t.Helper()
-	nodad := ""
-	if strings.Contains(addr, ":") {
-		nodad = " nodad"
+	n.IP("addr add " + addr + " dev " + link)
+}
+
+// IP runs commands of the program ip in the namespace, all in one process. IPv6
+// addresses are usable at once.
+func (n *Namespace) IP(commands ...string) {
+	n.t.Helper()
+	var in string
+	for _, c := range commands {
+		if strings.HasPrefix(c, "addr add ") && strings.Contains(c, ":") {
+			c += " nodad"
+		}
+		in += c + "\n"
 	}
-	n.Run("ip addr add " + addr + " dev " + link + nodad)
+	cmd := exec.Command("ip", "-n", n.Name, "-batch", "-")
+	cmd.Stdin = strings.NewReader(in)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		n.t.Fatalf("ip -n %s: %v\n%s\n%s", n.Name, err, in, out)
+	}
 }
 
 // Run runs a command line in the namespace and returns what it printed; the test

@@ -57,6 +57,7 @@ type API struct {
 	cfg     Config
 	log     *zap.Logger
 	streams chan struct{} // a token for each open watch
+	reading chan struct{} // a token for each configuration that is being read
 	pace    pace          // of the watches
 	closing context.Context
 	close   context.CancelFunc
@@ -80,7 +81,7 @@ func New(cfg Config) (*API, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	a := &API{cfg: cfg, log: cfg.Logger.Named("api"), streams: make(chan struct{}, maxStreams), pace: pace{heartbeatEvery, streamWriteTimeout}}
+	a := &API{cfg: cfg, log: cfg.Logger.Named("api"), streams: make(chan struct{}, maxStreams), reading: make(chan struct{}, maxReading), pace: pace{heartbeatEvery, streamWriteTimeout}}
 	a.closing, a.close = context.WithCancel(context.Background())
 	return a, nil
 }
@@ -106,11 +107,22 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/profiles/{name}":                    {get: a.get(directorProfiles), put: a.put(directorProfiles), patch: a.patch(directorProfiles), del: a.remove(directorProfiles)},
 		"/api/v1/settings":                           {get: a.get(settings), put: a.put(settings), patch: a.patch(settings)},
 		"/api/v1/transactions":                       {post: a.transact},
+		"/api/v1/history":                            {get: a.history},
+		"/api/v1/history/{revision}":                 {get: a.revision},
+		"/api/v1/diff":                               {get: a.diff},
+		"/api/v1/config":                             {get: a.configuration},
+		"/api/v1/rollback":                           {post: a.rollback},
+		"/api/v1/plan":                               {post: a.plan},
+		"/api/v1/apply":                              {post: a.apply},
+		"/api/v1/import/{format}":                    {post: a.importText},
 		"/api/v1/watch":                              {get: a.watch},
 		"/api/v1/agents":                             {get: a.agents},
 		"/api/v1/cluster":                            {get: a.cluster},
 		"/api/v1/cluster/members":                    {post: a.addMember},
-		"/api/v1/cluster/members/{name}":             {del: a.removeMember},
+		"/api/v1/cluster/members/{name}":             {patch: a.moveMember, del: a.removeMember},
+		"/api/v1/cluster/members/{name}/promote":     {post: a.promoteMember},
+		"/api/v1/cluster/leader":                     {put: a.setLeader},
+		"/api/v1/cluster/backup":                     {get: a.backup},
 		"/healthz":                                   {get: a.healthz},
 		"/readyz":                                    {get: a.readyz},
 	} {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -88,6 +89,16 @@ func FuzzWrite(f *testing.F) {
 		f.Add(mediaYAML, "10.1.0.1:80", []byte(s))
 		f.Add(mediaYAML, "members", []byte(s))
 	}
+	f.Add(mediaPatch, "PATCH /api/v1/services/web", []byte(`{"vip": "192.0.2.11", "notes": null}`))
+	f.Add(mediaPatch, "PATCH /api/v1/settings", []byte(`{"history_age": "1h"}`))
+	f.Add(mediaJSON, "PUT /api/v1/checks/up", []byte(up))
+	f.Add(mediaYAML, "PUT /api/v1/profiles/edge", []byte(edge))
+	f.Add(mediaYAML, "POST /api/v1/transactions", []byte("operations: [{put: {service: {name: web, vip: 192.0.2.10, port: 80}}}]"))
+	f.Add(mediaYAML, "POST /api/v1/plan?prune=1", []byte(shop))
+	f.Add(mediaYAML, "POST /api/v1/apply?hash=x", []byte(shop))
+	f.Add(mediaText, "POST /api/v1/import/ipvsadm", []byte(saved))
+	f.Add(mediaText, "POST /api/v1/import/keepalived?view=config", []byte(kept))
+	f.Add(mediaJSON, "POST /api/v1/rollback", []byte(`{"revision": 1}`))
 	state := lbstate.New(lbstate.Config{})
 	local, err := lbstate.NewLocal(f.TempDir(), state)
 	if err != nil {
@@ -108,10 +119,17 @@ func FuzzWrite(f *testing.F) {
 		}
 		r := httptest.NewRequest(http.MethodPut, "/api/v1/services/web", strings.NewReader(string(body)))
 		r.Header.Set("Content-Type", typ)
-		switch name {
-		case "members":
+		method, path, other := strings.Cut(name, " ")
+		switch {
+		case other:
+			u, err := url.ParseRequestURI(path)
+			if err != nil {
+				return
+			}
+			r.Method, r.URL = method, u
+		case name == "members":
 			r.Method, r.URL.Path = http.MethodPost, "/api/v1/cluster/members"
-		case "web":
+		case name == "web":
 		default:
 			r.URL.Path = "/api/v1/services/web/backends/" + name
 		}
@@ -127,7 +145,7 @@ func FuzzWrite(f *testing.F) {
 		if w.Code >= 500 && w.Code != http.StatusServiceUnavailable {
 			t.Fatalf("status %d: %s", w.Code, w.Body)
 		}
-		if w.Code/100 != 3 && !json.Valid(w.Body.Bytes()) {
+		if w.Code/100 != 3 && w.Code != http.StatusNoContent && !json.Valid(w.Body.Bytes()) {
 			t.Fatalf("status %d with %q", w.Code, w.Body)
 		}
 	})
