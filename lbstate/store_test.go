@@ -107,6 +107,34 @@ func TestPreconditions(t *testing.T) {
 	}
 }
 
+// Backends come and go one by one; what is left is always a valid service.
+func TestBackendsOneByOne(t *testing.T) {
+	n := newNode(t)
+	ctx := t.Context()
+	n.put(t, `{name: web, vip: 192.0.2.10, port: 80, tunnel: {type: gre}, sorry_server: {address: 10.1.0.9}, backends: [{address: 10.1.0.1, forwarding: tunnel}, {address: 10.1.0.2}]}`)
+	if _, err := n.PutBackend(ctx, "web", Backend{Address: mustAddr("10.1.0.3")}, WriteOptions{}); err != nil {
+		t.Error(err)
+	}
+	for _, at := range []string{"10.1.0.1:80", "10.1.0.3:80"} {
+		if _, err := n.DeleteBackend(ctx, "web", addrPort(at), WriteOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := n.PutBackend(ctx, "web", Backend{Address: mustAddr("10.1.0.4"), Forwarding: Tunnel}, WriteOptions{}); err != nil {
+		t.Error(err)
+	}
+	if b := n.service(t, "web").Backends[1]; b.Tunnel == nil || b.Tunnel.Type != GRE {
+		t.Errorf("%+v", b)
+	}
+	if res, err := n.Patch(ctx, Ref{KindService, "web"}, []byte(`{notes: x}`), WriteOptions{}); err != nil || res.Outcome != Changed {
+		t.Errorf("%+v, %v", res, err)
+	}
+	_, err := n.PutBackend(ctx, "web", Backend{Address: mustAddr("10.1.0.9")}, WriteOptions{})
+	wantFaults(t, "the sorry server", err, "sorry_server: is the same address and port")
+	_, err = n.PutBackend(ctx, "web", Backend{Address: mustAddr("10.1.0.5"), Port: 81, Forwarding: DR}, WriteOptions{})
+	wantFaults(t, "another port", err, "backends[0].port: forwarding dr cannot change the port")
+}
+
 // What services may not share, each with its path.
 func TestConflictsBetweenServices(t *testing.T) {
 	n := newNode(t)
@@ -190,7 +218,8 @@ func TestTransact(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	d.Port, e.Port, e.HealthCheck = 70000, -1, nil
-	if _, err = n.Transact(ctx, []Operation{{Put: Object{Service: &d}}, {Put: Object{Service: &e}}, {}}, WriteOptions{}); !errors.As(err, &invalid) || len(invalid.Faults) != 5 {
+	both := Operation{Put: Object{Service: &a}, Delete: Ref{KindService, "a"}}
+	if _, err = n.Transact(ctx, []Operation{{Put: Object{Service: &d}}, {Put: Object{Service: &e}}, {}, both}, WriteOptions{}); !errors.As(err, &invalid) || len(invalid.Faults) != 6 {
 		t.Errorf("%v", err)
 	}
 	d.Port = 1000
