@@ -25,14 +25,9 @@ type table struct {
 // is a BatchResult, or the error that refuses it. An error of Apply itself
 // means that this node cannot know what the state should be: it must stop.
 func (s *State) Apply(tx *bbolt.Tx, term, _ uint64, cmds [][]byte) ([]any, error) {
-	root, err := tx.CreateBucketIfNotExists([]byte(Bucket))
+	root, err := rootBucket(tx)
 	if err != nil {
 		return nil, err
-	}
-	for _, b := range buckets {
-		if _, err := root.CreateBucketIfNotExists(b); err != nil {
-			return nil, err
-		}
 	}
 	results := make([]any, len(cmds))
 	for i, data := range cmds {
@@ -58,6 +53,24 @@ func (s *State) Apply(tx *bbolt.Tx, term, _ uint64, cmds [][]byte) ([]any, error
 		}
 	}
 	return results, nil
+}
+
+// rootBucket returns the state's bucket, which the first command makes with all
+// that is in it.
+func rootBucket(tx *bbolt.Tx) (*bbolt.Bucket, error) {
+	if root := tx.Bucket([]byte(Bucket)); root != nil {
+		return root, nil
+	}
+	root, err := tx.CreateBucket([]byte(Bucket))
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range buckets {
+		if _, err := root.CreateBucket(b); err != nil {
+			return nil, err
+		}
+	}
+	return root, nil
 }
 
 func (t *table) apply(c *lbstatepb.Command) (BatchResult, error) {
