@@ -26,7 +26,7 @@ func raw(t *testing.T, addr string) (_ grpc.BidiStreamingClient[agentpb.AgentMes
 	t.Helper()
 	// With windows of a set size gRPC does not read ahead of the test.
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
+		grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -126,6 +126,7 @@ func (c *crowd) live(ctx context.Context, i int, a simulated, servers []string, 
 			time.Sleep(rand.N(100 * time.Millisecond)) // back-off with jitter, as agents have
 		}
 		conn, err := grpc.NewClient("passthrough:///"+server, grpc.WithTransportCredentials(secure), grpc.WithContextDialer(dialer),
+			grpc.WithStaticStreamWindowSize(1<<20), grpc.WithStaticConnWindowSize(1<<20), // as agents have
 			grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 		if err != nil {
 			return
