@@ -33,6 +33,11 @@ check:
 fuzz:
 	internal/fuzz.sh $(or $(FUZZTIME),20s)
 
+## soak: simulate clusters of the store for SOAK (default 10m), and kill a
+## process 200 times; prints runs, faults injected and operations checked
+soak:
+	RAFTSTORE_SOAK=$(or $(SOAK),10m) RAFTSTORE_KILLS=200 $(GO) test ./raftstore -run 'TestSimulationSoak|TestKilled' -count=1 -v -timeout 0
+
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 

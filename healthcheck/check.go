@@ -63,8 +63,8 @@ type Check struct {
 
 	// Interval is the time from one probe to the next, 10 ms at least.
 	// Default 2 s. DoubtInterval replaces it while results disagree with the
-	// state but are too few to change it, DownInterval while the target is down.
-	// Both default to Interval.
+	// state but are too few to change it, DownInterval while the target is down or
+	// unknown. Both default to Interval.
 	Interval      time.Duration
 	DoubtInterval time.Duration
 	DownInterval  time.Duration

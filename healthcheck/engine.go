@@ -27,6 +27,9 @@ type Config struct {
 	// Confirmations asks for one report, with From equal to To, when a check's
 	// own results first confirm its Initial state (rise or fall times in a row).
 	Confirmations bool
+	// Holds asks for a report, with Held set, when a target's fall is held, and
+	// for another when it is not any more.
+	Holds bool
 	// Coalesce is how long a first transition waits for others. Default 50 ms.
 	Coalesce time.Duration
 	// MaxBatch is how many transitions are reported in one call. Default 1000.
@@ -274,6 +277,7 @@ func (e *Engine) Update(changed []Check, removed []string) error {
 			e.unplace(r)
 			if r.held() { // the failures under the old terms count no more
 				e.hold.rose(r, true)
+				e.enqueueHeld(r)
 			}
 			r.change(c)
 		}
@@ -358,6 +362,14 @@ func (e *Engine) believe(r *record, now time.Duration) {
 	r.effective, r.since = r.raw, now
 	e.events = append(e.events, event{kind: eventTransition, id: r.id, from: from, to: r.effective, result: r.why()})
 	e.enqueue(r)
+}
+
+// enqueueHeld marks r for the next report because its fall is held, or is not
+// any more.
+func (e *Engine) enqueueHeld(r *record) {
+	if e.cfg.Holds {
+		e.enqueue(r)
+	}
 }
 
 // why is the result that r's state rests on.

@@ -158,12 +158,12 @@ func TestAFifthAreBlackHoles(t *testing.T) {
 	for i := range targets {
 		c := healthcheck.Check{ID: fmt.Sprint("target ", i), Target: well, Probe: tcp, Interval: interval, Timeout: timeout}
 		if i%5 == 0 {
-			c.Probe = hole
+			c.Probe, c.Fall = hole, 1 // found soon
 		}
 		checks = append(checks, c)
 	}
 	m := &tally{}
-	e := running(t, healthcheck.Config{Metrics: m, InFlight: 20, StalledInFlight: 20, Hold: healthcheck.Hold{Share: 1}}, checks)
+	e := running(t, healthcheck.Config{Metrics: m, InFlight: 40, StalledInFlight: 40, Hold: healthcheck.Hold{Share: 1}}, checks)
 	for deadline := time.Now().Add(30 * time.Second); e.Stats().Down < targets/5; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%+v: the holes are not found", e.Stats())

@@ -149,7 +149,9 @@ func (e *Engine) fallen(r *record, now time.Duration) {
 	if began {
 		e.events = append(e.events, event{kind: eventHoldBegan, text: e.hold.why, count: e.hold.held})
 	}
-	if !hold {
+	if hold {
+		e.enqueueHeld(r)
+	} else {
 		e.believe(r, now)
 	}
 }

@@ -20,7 +20,7 @@ type crowd struct {
 	targets []*target
 }
 
-func newCrowd(t *testing.T, size int, hold Hold, more ...Check) *crowd {
+func newCrowd(t *testing.T, size int, hold Hold, cfg Config, more ...Check) *crowd {
 	c := &crowd{t: t, n: newNotes()}
 	checks := more
 	for i := range size {
@@ -28,7 +28,8 @@ func newCrowd(t *testing.T, size int, hold Hold, more ...Check) *crowd {
 		c.targets = append(c.targets, p)
 		checks = append(checks, Check{ID: fmt.Sprint(i), Probe: p, Interval: time.Second, Rise: 1, Fall: 1})
 	}
-	c.Engine = start(t, Config{Jitter: -1, Sink: c.n, Metrics: c.n, Hold: hold}, checks...)
+	cfg.Jitter, cfg.Sink, cfg.Metrics, cfg.Hold = -1, c.n, c.n, hold
+	c.Engine = start(t, cfg, checks...)
 	time.Sleep(5 * time.Second)
 	if s := c.Stats(); s.Up != len(checks) {
 		t.Fatalf("%+v: not all are up", s)
@@ -73,7 +74,7 @@ func (c *crowd) told(to State) int {
 // was told.
 func TestHoldBeginsAndEndsByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, 40, Hold{})
+		c := newCrowd(t, 40, Hold{}, Config{})
 		c.set(Timeout, c.targets)
 		time.Sleep(1100 * time.Millisecond)
 		c.want(20, 20, 20)
@@ -103,7 +104,7 @@ func TestHoldBeginsAndEndsByItself(t *testing.T) {
 
 func TestHoldIsLimitedInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, 40, Hold{Limit: 20 * time.Second})
+		c := newCrowd(t, 40, Hold{Limit: 20 * time.Second}, Config{})
 		c.set(Refused, c.targets)
 		time.Sleep(1100 * time.Millisecond)
 		until := c.Hold().Until
@@ -120,7 +121,7 @@ func TestHoldIsLimitedInTime(t *testing.T) {
 
 func TestHoldIsReleasedByRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, 40, Hold{})
+		c := newCrowd(t, 40, Hold{}, Config{})
 		if c.ReleaseHold() {
 			t.Error("there was one to release")
 		}
@@ -148,7 +149,7 @@ func TestHoldIsReleasedByRequest(t *testing.T) {
 func TestNoHold(t *testing.T) {
 	t.Run("off", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCrowd(t, 40, Hold{Share: 1})
+			c := newCrowd(t, 40, Hold{Share: 1}, Config{})
 			c.set(Refused, c.targets)
 			time.Sleep(1100 * time.Millisecond)
 			c.want(0, 40, 0)
@@ -156,7 +157,7 @@ func TestNoHold(t *testing.T) {
 	})
 	t.Run("too few", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCrowd(t, 9, Hold{})
+			c := newCrowd(t, 9, Hold{}, Config{})
 			c.set(Refused, c.targets)
 			time.Sleep(1100 * time.Millisecond)
 			c.want(0, 9, 0)
@@ -164,7 +165,7 @@ func TestNoHold(t *testing.T) {
 	})
 	t.Run("no more than the share", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCrowd(t, 40, Hold{})
+			c := newCrowd(t, 40, Hold{}, Config{})
 			c.set(Refused, c.targets[:20])
 			time.Sleep(30 * time.Second)
 			c.want(20, 20, 0)
@@ -172,7 +173,7 @@ func TestNoHold(t *testing.T) {
 	})
 	t.Run("one after the other", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCrowd(t, 40, Hold{Window: 3 * time.Second})
+			c := newCrowd(t, 40, Hold{Window: 3 * time.Second}, Config{})
 			for i := range c.targets {
 				c.set(Refused, c.targets[i:i+1])
 				time.Sleep(500 * time.Millisecond)
@@ -186,7 +187,7 @@ func TestNoHold(t *testing.T) {
 func TestCanaries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gateway, resolver := newTarget(OK), newTarget(OK)
-		c := newCrowd(t, 40, Hold{},
+		c := newCrowd(t, 40, Hold{}, Config{},
 			Check{ID: "gateway", Probe: gateway, Interval: time.Second, Rise: 1, Fall: 100, Canary: true},
 			Check{ID: "resolver", Probe: resolver, Interval: time.Second, Rise: 1, Fall: 100, Canary: true})
 		c.set(Refused, c.targets)
@@ -214,7 +215,7 @@ func TestCanaries(t *testing.T) {
 
 func TestRulesOfTheHoldAreChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, 40, Hold{})
+		c := newCrowd(t, 40, Hold{}, Config{})
 		if err := c.SetHold(Hold{Min: -1}); err == nil {
 			t.Error("faulty rules were taken")
 		}
@@ -244,7 +245,7 @@ func TestRulesOfTheHoldAreChanged(t *testing.T) {
 func TestACanaryIsTheFirstToComeBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gateway := newTarget(OK)
-		c := newCrowd(t, 40, Hold{}, Check{ID: "gateway", Probe: gateway, Interval: 100 * time.Millisecond, Rise: 1, Fall: 1, Canary: true})
+		c := newCrowd(t, 40, Hold{}, Config{}, Check{ID: "gateway", Probe: gateway, Interval: 100 * time.Millisecond, Rise: 1, Fall: 1, Canary: true})
 		c.set(Timeout, append(c.targets, gateway))
 		time.Sleep(1100 * time.Millisecond)
 		held := c.Hold().Held
@@ -267,10 +268,57 @@ func TestACanaryIsTheFirstToComeBack(t *testing.T) {
 	})
 }
 
+// With Holds the sink is told what is held, and when it is not any more; the
+// state that it is told is the effective one.
+func TestHeldIsReported(t *testing.T) {
+	for name, end := range map[string]func(*crowd){
+		"they come back": func(c *crowd) { c.set(OK, c.targets) },
+		"released":       func(c *crowd) { c.ReleaseHold() },
+		"changed": func(c *crowd) {
+			var changed []Check
+			for i, p := range c.targets {
+				changed = append(changed, Check{ID: fmt.Sprint(i), Probe: p, Interval: time.Second, Rise: 1, Fall: 100})
+			}
+			if err := c.Update(changed, nil); err != nil {
+				c.t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCrowd(t, 40, Hold{}, Config{Holds: true})
+				c.set(Refused, c.targets)
+				time.Sleep(1200 * time.Millisecond)
+				last := map[string]Transition{}
+				take := func() {
+					for _, tr := range c.n.got() {
+						last[tr.ID] = tr
+					}
+					c.n.forget()
+				}
+				take()
+				for _, s := range c.Statuses() {
+					if tr := last[s.ID]; tr.To != s.State || tr.Held != s.Held || tr.Result.Class != Refused {
+						t.Fatalf("told %+v of %+v", tr, s)
+					}
+				}
+				end(c)
+				time.Sleep(2 * time.Second)
+				take()
+				for _, s := range c.Statuses() {
+					if tr := last[s.ID]; s.Held || tr.To != s.State || tr.Held {
+						t.Fatalf("told %+v of %+v", tr, s)
+					}
+				}
+			})
+		})
+	}
+}
+
 // A paused check stays as it is, even when the hold ends.
 func TestAHeldTargetIsPaused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, 40, Hold{})
+		c := newCrowd(t, 40, Hold{}, Config{})
 		c.set(Refused, c.targets)
 		time.Sleep(1100 * time.Millisecond)
 		var held string
@@ -295,7 +343,7 @@ func TestAHeldTargetIsPaused(t *testing.T) {
 // Held targets that are removed are no reason to hold the others.
 func TestHeldTargetsAreRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, 40, Hold{})
+		c := newCrowd(t, 40, Hold{}, Config{})
 		c.set(Refused, c.targets)
 		time.Sleep(1100 * time.Millisecond)
 		c.want(20, 20, 20)

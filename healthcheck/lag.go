@@ -15,8 +15,7 @@ const (
 
 // lagMeter adds up how long this process was held up (no CPU, a pause of the
 // whole machine, a crowd of goroutines), as seen by the scheduler's own timer
-// and turns. Times are since the
-// engine's base; the engine's mutex guards it.
+// and turns. Times are since the engine's base; the engine's mutex guards it.
 type lagMeter struct {
 	total    time.Duration
 	promised time.Duration // when the scheduler's timer is to fire; 0: not set

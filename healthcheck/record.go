@@ -44,6 +44,7 @@ type record struct {
 	raw        State // what its own results say
 	effective  State // what stands: differs from raw while a fall is held
 	told       State // what the sink has acknowledged
+	toldHeld   bool  // likewise
 	confirmed  bool  // its own results agreed with raw, rise or fall times in a row
 	paused     bool
 	removed    bool
@@ -127,9 +128,9 @@ func (r *record) judge(ok bool) bool {
 func (r *record) interval() time.Duration {
 	p := r.policy.Value()
 	switch {
-	case r.raw == Unknown, r.raw == Up && r.streak < 0, r.raw == Down && r.streak > 0:
+	case r.raw == Up && r.streak < 0, r.raw == Down && r.streak > 0:
 		return p.doubt
-	case r.raw == Down:
+	case r.raw != Up:
 		return p.down
 	default:
 		return p.interval

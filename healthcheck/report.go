@@ -74,18 +74,19 @@ func (e *Engine) take() ([]Transition, []*record) {
 	for ; n < len(e.pending) && len(batch) < e.cfg.MaxBatch; n++ {
 		r := e.pending[n]
 		r.pending = false
-		wanted := r.effective != r.told || r.uncertain || r.announce
+		held := e.cfg.Holds && r.held()
+		wanted := r.effective != r.told || held != r.toldHeld || r.uncertain || r.announce
 		if r.removed || !wanted {
 			continue
 		}
 		r.announce = false
 		e.seq++
 		at := r.since
-		if at == 0 { // a confirmation of the initial state
+		if at == 0 || held { // a confirmation of the initial state, or a fall that changed nothing
 			at = r.last
 		}
 		batch = append(batch, Transition{
-			ID: r.id, From: r.told, To: r.effective, At: e.wall(at),
+			ID: r.id, From: r.told, To: r.effective, Held: held, At: e.wall(at),
 			Result: r.why(), Epoch: e.cfg.Epoch, Seq: e.seq,
 		})
 		records = append(records, r)
@@ -108,6 +109,6 @@ func (e *Engine) delivered(batch []Transition, records []*record, err error) {
 			continue
 		}
 		r.uncertain = false
-		r.told = batch[i].To
+		r.told, r.toldHeld = batch[i].To, batch[i].Held
 	}
 }

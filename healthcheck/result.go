@@ -104,13 +104,16 @@ func (r Result) sameStory(o Result) bool {
 type Transition struct {
 	ID string
 	// From is the state that the Sink was last told (or Check.Initial), To the
-	// present one. They are equal in a confirmation (Config.Confirmations), and
-	// where an earlier report's outcome is unknown.
+	// present one. They are equal in a confirmation (Config.Confirmations), where
+	// an earlier report's outcome is unknown, and when Held alone changed.
 	From, To State
-	At       time.Time // when the state changed
-	Result   Result    // the result that decided it
-	Epoch    uint64    // Config.Epoch
-	Seq      uint64    // counts up within an epoch; the highest of an ID is its latest
+	// Held says that the target has fallen by its own results, and To is Up only
+	// because that is not believed (Config.Holds).
+	Held   bool
+	At     time.Time // when the state changed
+	Result Result    // the result that decided it
+	Epoch  uint64    // Config.Epoch
+	Seq    uint64    // counts up within an epoch; the highest of an ID is its latest
 }
 
 // Sink takes transitions. One call is outstanding at a time. After an error the

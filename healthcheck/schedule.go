@@ -26,7 +26,7 @@ func (e *Engine) begin(fresh []*record) {
 			continue // named twice in one update
 		}
 		within := min(spread, r.interval())
-		// The phase scaled down: neighbours in time stay neighbours.
+		// The phase scaled down: neighbors in time stay neighbors.
 		e.place(r, now+time.Duration(float64(within)*float64(hash(r.id)>>11)/(1<<53)))
 	}
 }
@@ -232,6 +232,9 @@ func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 		r.cause = r.result
 		switch r.raw {
 		case Up:
+			if r.effective == Up {
+				e.enqueueHeld(r)
+			}
 			e.hold.rose(r, r.effective == Up)
 			e.believe(r, now)
 		case Down:

@@ -53,6 +53,19 @@ func TestIntervalsByState(t *testing.T) {
 	})
 }
 
+func TestIntervalWhileUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTarget(Local)
+		start(t, exact, Check{ID: "a", Probe: p, Interval: time.Second, DownInterval: 300 * time.Millisecond})
+		time.Sleep(10 * time.Second)
+		for i, g := range gaps(p.take())[1:] {
+			if g != 300*time.Millisecond {
+				t.Fatalf("gap %d is %v", i, g)
+			}
+		}
+	})
+}
+
 func TestIntervalsAreOneByDefault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTarget(OK, OK, OK, Refused, OK, Refused, Refused, Refused, Refused, OK, OK)

@@ -156,34 +156,33 @@ func (t *table) write(c *change) error {
 // index makes the indexes of a service's addresses and checks what its new
 // form says. Either form may be nil.
 func (t *table) index(old, now *Service) error {
-	type entry struct{ bucket, key string }
-	before := map[entry]bool{}
+	var before, after []indexEntry
 	if old != nil {
-		for bucket, key := range old.indexKeys() {
-			before[entry{string(bucket), string(key)}] = true
-		}
+		before = old.indexed()
 	}
 	if now != nil {
 		if err := t.put(listenersBucket, []byte(now.listenerKey()), []byte(now.Name)); err != nil {
 			return err
 		}
-		for bucket, key := range now.indexKeys() {
-			e := entry{string(bucket), string(key)}
-			if before[e] {
-				delete(before, e)
-				continue
-			}
-			if err := t.put(bucket, key, nil); err != nil {
-				return err
-			}
+		after = now.indexed()
+	}
+	if slices.Equal(before, after) {
+		return nil
+	}
+	fresh := map[indexEntry]bool{}
+	for _, e := range after {
+		fresh[e] = true
+	}
+	for _, e := range before {
+		if fresh[e] {
+			delete(fresh, e)
+		} else if err := t.delete([]byte(e.bucket), []byte(e.key)); err != nil {
+			return err
 		}
 	}
-	if old != nil {
-		for bucket, key := range old.indexKeys() {
-			if !before[entry{string(bucket), string(key)}] {
-				continue
-			}
-			if err := t.delete(bucket, key); err != nil {
+	for _, e := range after {
+		if fresh[e] {
+			if err := t.put([]byte(e.bucket), []byte(e.key), nil); err != nil {
 				return err
 			}
 		}

@@ -65,7 +65,7 @@ func TestApplyIsDeterministic(t *testing.T) {
 		runs++
 		path := func(name string) string { return filepath.Join(dir, fmt.Sprint(runs, name)) }
 		one, packed := openMachine(t, path("one")), openMachine(t, path("packed"))
-		defer func() { one.db.Close(); packed.db.Close(); os.RemoveAll(dir); os.Mkdir(dir, 0o700) }()
+		defer func() { one.db.Close(); packed.db.Close(); os.RemoveAll(dir); _ = os.Mkdir(dir, 0o700) }()
 
 		var results []any
 		cut := rapid.IntRange(0, len(cmds)).Draw(t, "snapshot at")
@@ -123,6 +123,7 @@ func (m machine) copyTo(t fataler, w *bytes.Buffer) {
 }
 
 // A refused command leaves no trace: the next one sees what the one before left.
+// INV-15.
 func TestRefusalsChangeNothing(t *testing.T) {
 	dir := t.TempDir()
 	runs := 0

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 
@@ -33,46 +34,62 @@ func benchLoad(b *testing.B, n *node, services int) {
 	}
 }
 
-// One change of one backend's weight, and of a whole service, at different
-// sizes of the state: what the state machine takes for it, without the disk.
+// Changes of whole services and of single backends at different sizes of the
+// state, 64 in a transaction, as a busy log packs them: what the state machine
+// takes for one, without the disk.
 func BenchmarkApply(b *testing.B) {
+	const packed = 64
 	for _, size := range []int{100, 1000, 10000} {
 		n := newNode(b)
 		benchLoad(b, n, size)
 		apply := func(b *testing.B, name string, op func(i int) Operation) {
 			b.Run(fmt.Sprintf("%s/services=%d", name, size), func(b *testing.B) {
-				for i := 0; b.Loop(); i++ {
-					b.StopTimer()
+				b.ReportAllocs()
+				var cmds [][]byte
+				for i := range b.N {
 					tx, _, err := n.transaction(context.Background(), []Operation{op(i)})
 					if err != nil {
 						b.Fatal(err)
 					}
 					c := transactionCommand(tx)
 					c.Version, c.At = 1, int64(i)
-					data, err := encode(c)
-					if err != nil {
-						b.Fatal(err)
-					}
-					b.StartTimer()
+					cmds = append(cmds, must(encode(c)))
+				}
+				b.ResetTimer()
+				for part := range slices.Chunk(cmds, packed) {
 					if err := n.local.db.Update(func(tx *bbolt.Tx) error {
-						_, err := n.state.Apply(tx, 1, 1, [][]byte{data})
-						b.StopTimer() // the commit is bbolt's
+						_, err := n.state.Apply(tx, 1, 1, part)
 						return err
 					}); err != nil {
 						b.Fatal(err)
 					}
-					b.StartTimer()
 				}
 			})
 		}
+		weight := 100
 		apply(b, "service", func(i int) Operation {
-			s := benchService(i*7919%size, i%1000+1)
+			weight = weight%60000 + 1
+			s := benchService(i*7919%size, weight)
 			return Operation{Put: Object{Service: &s}}
 		})
 		apply(b, "backend", func(i int) Operation {
-			s := benchService(i*7919%size, i%1000+2)
+			weight = weight%60000 + 1
+			s := benchService(i*7919%size, weight)
 			return Operation{PutBackend: &BackendPut{s.Name, s.Backends[i%10]}}
 		})
+	}
+}
+
+func BenchmarkPropose(b *testing.B) {
+	n := newNode(b)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		s := benchService(i%1000, i%60000)
+		tx, _, err := n.transaction(context.Background(), []Operation{{Put: Object{Service: &s}}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		must(encode(transactionCommand(tx)))
 	}
 }
 

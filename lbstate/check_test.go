@@ -41,8 +41,8 @@ func check(tx *bbolt.Tx) error {
 				return fmt.Errorf("%s and %s have the same listener", other, s.Name)
 			}
 			want[string(listenersBucket)][s.listenerKey()] = s.Name
-			for bucket, key := range s.indexKeys() {
-				want[string(bucket)][string(key)] = ""
+			for _, e := range s.indexed() {
+				want[e.bucket][e.key] = ""
 			}
 			_, err := v.sharedChecks(*s)
 			return err

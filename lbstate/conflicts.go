@@ -55,11 +55,19 @@ func (t *txn) conflicts(c *change) ([]Fault, error) {
 		return nil, nil
 	}
 	s := *c.new.Service
-	var f faults
-	if err := t.uniqueListener(&f, s); err != nil {
-		return nil, err
+	// What the service had before it may have again: whoever comes to share it
+	// in this transaction finds out for itself.
+	var before Service
+	if c.old.exists() {
+		before = *c.old.Service
 	}
-	if s.VIP.IsValid() {
+	var f faults
+	if !c.old.exists() || before.listenerKey() != s.listenerKey() {
+		if err := t.uniqueListener(&f, s); err != nil {
+			return nil, err
+		}
+	}
+	if s.VIP.IsValid() && s.VIP != before.VIP {
 		other, err := t.other(targetsBucket, t.others.targets, s.VIP, s.Name)
 		if err != nil {
 			return nil, err
@@ -68,9 +76,13 @@ func (t *txn) conflicts(c *change) ([]Fault, error) {
 			f.add("vip", s.VIP, "", fmt.Sprintf("%s is a backend of service %s; a VIP cannot be a backend", s.VIP, other))
 		}
 	}
+	had := before.targets()
 	target := func(path string, addr netip.Addr) error {
 		if addr == s.VIP {
 			f.add(path, addr, "", "is the service's own VIP")
+		}
+		if _, ok := slices.BinarySearchFunc(had, addr, netip.Addr.Compare); ok {
+			return nil
 		}
 		other, err := t.other(vipsBucket, t.others.vips, addr, s.Name)
 		if other != "" {

@@ -47,8 +47,8 @@ func (c FieldChange) String() string {
 	return fmt.Sprintf("%s: %s → %s", c.Path, show(c.From), show(c.To))
 }
 
-// stamped are the fields that the state sets: they are no difference.
-var stamped = []string{"revision", "drain_since"}
+// setByState are the fields that the state sets: they are no difference.
+var setByState = []string{"revision", "drain_since"}
 
 // diffObjects compares two forms of one object, of which either may be missing;
 // ok is false where nothing differs.
@@ -87,7 +87,7 @@ func diffMaps(fields *[]FieldChange, prefix string, a, b map[string]any) {
 	keys := slices.AppendSeq(slices.Collect(maps.Keys(a)), maps.Keys(b))
 	slices.Sort(keys)
 	for _, key := range slices.Compact(keys) {
-		if !slices.Contains(stamped, key) {
+		if !slices.Contains(setByState, key) {
 			diffValues(fields, prefix+key, a[key], b[key])
 		}
 	}

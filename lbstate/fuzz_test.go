@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
 
 // FuzzService reads any text as a service. One that is valid must come back the
@@ -165,6 +167,116 @@ func FuzzDesired(f *testing.F) {
 		}
 		if _, err := DesiredFromProto(d.Proto()); err != nil {
 			t.Fatalf("read once, but not twice: %v", err)
+		}
+	})
+}
+
+// FuzzValue puts any bytes, with a checksum that matches, where a value of a
+// snapshot would be: whatever reads it may refuse it, but not fall over.
+func FuzzValue(f *testing.F) {
+	m := openMachine(f, filepath.Join(f.TempDir(), "db"))
+	f.Cleanup(func() { m.db.Close() })
+	for _, c := range corpus()[:9] {
+		m.apply(f, 1, must(encode(c.command)))
+	}
+	type place struct{ bucket, key []byte }
+	var places []place
+	if err := m.db.View(func(tx *bbolt.Tx) error {
+		for i, bucket := range buckets {
+			if err := openView(tx).prefixed(bucket, nil, func(key, body []byte) (bool, error) {
+				f.Add(len(places), []byte{}, body)
+				f.Add(len(places), []byte("x"), body)
+				places = append(places, place{buckets[i], bytes.Clone(key)})
+				return true, nil
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		f.Fatal(err)
+	}
+	cmds := [][]byte{}
+	for _, c := range corpus()[1:] {
+		cmds = append(cmds, must(encode(c.command)))
+	}
+	undo := errors.New("undo")
+	f.Fuzz(func(t *testing.T, i int, suffix, body []byte) {
+		p := places[uint(i)%uint(len(places))]
+		err := m.db.Update(func(tx *bbolt.Tx) error {
+			tab := &table{view: openView(tx)}
+			if err := tab.put(p.bucket, append(bytes.Clone(p.key), suffix...), body); err != nil {
+				return undo // too long a key
+			}
+			r := &reader{view: tab.view, cache: &cache{}}
+			var err error
+			if r.counters, err = r.numbers(); err != nil {
+				return undo
+			}
+			w := &Watcher{}
+			_, _ = r.services()
+			_, _ = w.full(r, nil, false)
+			_, _, _ = r.servicesChangedSince(1)
+			_, _ = r.settings()
+			_, _ = r.touched(1, r.revision)
+			_ = r.newest(0, func(uint64, *lbstatepb.Change) bool { return true })
+			refs, _ := r.ever()
+			for _, ref := range refs {
+				_, _ = r.recordAt(ref, 3)
+			}
+			for _, cmd := range cmds {
+				if _, err := m.Apply(tx, 1, 1, [][]byte{cmd}); err != nil {
+					return undo // the node stops
+				}
+			}
+			return undo
+		})
+		if !errors.Is(err, undo) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzConfiguration reads any text as a set of objects. A valid one comes back
+// the same from its YAML.
+func FuzzConfiguration(f *testing.F) {
+	f.Add([]byte(site))
+	f.Add([]byte(`{settings: {history_age: 1h}, profiles: [{name: a}], services: [{name: a, fwmark: 1, family: ipv6}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := DecodeConfiguration(data)
+		if err != nil || c.Validate() != nil {
+			return
+		}
+		text, err := c.YAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := DecodeConfiguration(text)
+		if err != nil {
+			t.Fatalf("%v:\n%s", err, text)
+		}
+		if again, err := back.YAML(); err != nil || !bytes.Equal(again, text) {
+			t.Fatalf("%v:\n%s\n%s", err, again, text)
+		}
+	})
+}
+
+// FuzzPatch merges any text into a service.
+func FuzzPatch(f *testing.F) {
+	f.Add([]byte(`{notes: x, health_check: null, backends: [{address: 10.1.0.1}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var fields map[string]any
+		if decode(data, maxObjectBytes, func(o *object) { fields, o.m = o.m, nil }) != nil {
+			return
+		}
+		s := web(nil).WithDefaults()
+		once, err := merged(KindService, Object{Service: &s}, fields)
+		if err != nil {
+			return
+		}
+		again, err := merged(KindService, Object{Service: &s}, fields)
+		if err != nil || !bytes.Equal(must(json.Marshal(once.value())), must(json.Marshal(again.value()))) {
+			t.Fatalf("merged again it differs, %v", err)
 		}
 	})
 }

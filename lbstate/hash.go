@@ -170,8 +170,8 @@ type once struct {
 	err  error
 }
 
-func (o *once) get(make func() ([]byte, error)) ([]byte, error) {
-	o.Do(func() { o.data, o.err = make() })
+func (o *once) get(fill func() ([]byte, error)) ([]byte, error) {
+	o.Do(func() { o.data, o.err = fill() })
 	return o.data, o.err
 }
 

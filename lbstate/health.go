@@ -19,6 +19,11 @@ func healthKey(service string, backend netip.AddrPort) []byte {
 // one that was in service before it had a check stays so; a new one is unknown.
 // Either form of the service may be nil.
 func (t *table) keepHealth(old, now *Service) error {
+	if old != nil && now != nil && slices.EqualFunc(old.Backends, now.Backends, func(a, b Backend) bool {
+		return a.AddrPort() == b.AddrPort() && (old.checkOf(a) == nil) == (now.checkOf(b) == nil)
+	}) {
+		return nil
+	}
 	checked := map[netip.AddrPort]bool{} // of the old form: backend → had a check
 	if old != nil {
 		for _, b := range old.Backends {

@@ -150,7 +150,8 @@ func (v view) recordAt(ref Ref, revision uint64) (record, error) {
 	key := versionKey(ref, revision)
 	prefix := key[:len(key)-8]
 	c := v.root.Bucket(versionsBucket).Cursor()
-	k, data := c.Seek(versionKey(ref, revision+1))
+	var data []byte
+	k, _ := c.Seek(versionKey(ref, revision+1))
 	if k == nil {
 		k, data = c.Last()
 	} else {

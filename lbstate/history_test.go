@@ -37,7 +37,7 @@ func plainText(t fataler, c Configuration) string {
 }
 
 // What the history says of any revision that it keeps is what was there, and a
-// rollback brings it back.
+// rollback brings it back. INV-16.
 func TestHistoryIsTrue(t *testing.T) {
 	ctx := context.Background()
 	rapid.Check(t, func(rt *rapid.T) {

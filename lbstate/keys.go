@@ -57,7 +57,7 @@ func (t *table) remember(c *lbstatepb.Command, res BatchResult) error {
 	order := t.root.Bucket(keyOrderBucket).Cursor()
 	for range maxDrops {
 		k, data := order.First()
-		if number(k)+uint64(settings.IdempotencyKeys) > t.keys {
+		if k == nil || t.keys-min(t.keys, number(k)) < uint64(settings.IdempotencyKeys) {
 			return nil
 		}
 		key, err := unseal(keyOrderBucket, k, data)

@@ -77,7 +77,7 @@ type HealthCheck struct {
 	Port         int        `json:"port,omitempty"`          // default the backend's
 	Path         string     `json:"path,omitempty"`          // http: asked of the backend's own address
 	Host         string     `json:"host,omitempty"`          // http with path: Host header
-	URL          string     `json:"url,omitempty"`           // http: absolute, dialled as written; instead of Path
+	URL          string     `json:"url,omitempty"`           // http: absolute, dialed as written; instead of Path
 	ExpectStatus string     `json:"expect_status,omitempty"` // "200-299", "200,204"; default 200-299
 	ExpectBody   string     `json:"expect_body,omitempty"`   // RE2
 	Interval     Duration   `json:"interval,omitempty"`      // default 2s

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
@@ -139,21 +140,55 @@ func (r *record) setRevision(rev uint64) {
 	}
 }
 
+// encode is the form in which the record rests.
 func (r record) encode() ([]byte, error) {
+	body, err := r.bare()
+	return stamped(body, r.Revision(), r.frame), err
+}
+
+// bare is the record's form without what the state sets: revision and frame.
+func (r record) bare() ([]byte, error) {
 	var m proto.Message
 	switch {
 	case r.Service != nil:
 		p := r.Service.proto()
-		p.Frame = r.frame
+		p.Revision = 0
 		m = p
 	case r.Check != nil:
-		m = r.Check.proto()
+		p := r.Check.proto()
+		p.Revision = 0
+		m = p
 	case r.Profile != nil:
-		m = r.Profile.proto()
+		p := r.Profile.proto()
+		p.Revision = 0
+		m = p
 	case r.Settings != nil:
-		m = r.Settings.proto()
+		p := r.Settings.proto()
+		p.Revision = 0
+		m = p
 	}
 	return encode(m)
+}
+
+// The numbers of what the state sets, the same in each kind of object and the
+// highest, so that they stand last.
+const (
+	revisionField = 30
+	frameField    = 31
+)
+
+// stamped adds revision and frame to a bare form, which it does not change.
+func stamped(bare []byte, revision, frame uint64) []byte {
+	body := bare[:len(bare):len(bare)]
+	for _, f := range []struct {
+		number protowire.Number
+		value  uint64
+	}{{revisionField, revision}, {frameField, frame}} {
+		if f.value != 0 {
+			body = protowire.AppendVarint(protowire.AppendTag(body, f.number, protowire.VarintType), f.value)
+		}
+	}
+	return body
 }
 
 func decodeRecord(kind Kind, body []byte) (record, error) {

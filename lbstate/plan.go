@@ -92,9 +92,7 @@ func (r *reader) plan(set Configuration, o PlanOptions) (Plan, error) {
 		if err != nil {
 			return p, err
 		}
-		for _, f := range about(ref, obj.warnings()) {
-			p.Warnings = append(p.Warnings, f)
-		}
+		p.Warnings = append(p.Warnings, about(ref, obj.warnings())...)
 		d, differs, err := diffObjects(old.Object, obj)
 		if err != nil {
 			return p, err

@@ -33,7 +33,7 @@ type Timeouts struct {
 	UDP    Duration `json:"udp,omitempty"`
 }
 
-// SyncDaemon is one half of the kernel's synchronisation of connections.
+// SyncDaemon is one half of the kernel's synchronization of connections.
 type SyncDaemon struct {
 	Role      string     `json:"role"` // master | backup
 	Interface string     `json:"interface"`

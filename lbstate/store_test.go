@@ -140,7 +140,7 @@ func TestConflictsBetweenServices(t *testing.T) {
 	wantFaults(t, "a backend", err, "backends[0].address: 192.0.2.10 is the VIP of service web")
 }
 
-// A transaction is judged by the state that it leaves, and applied whole.
+// A transaction is judged by the state that it leaves, and applied whole. INV-15.
 func TestTransact(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()

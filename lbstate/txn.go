@@ -251,16 +251,12 @@ func (t *txn) stamp(c *change) error {
 		}
 		t.stampDrains(before, s.Backends)
 	}
-	// What is equal but for its revisions is unchanged.
-	c.new.setRevision(c.old.Revision())
-	if c.put {
-		c.new.frame = c.old.frame
-	}
-	body, err := c.new.encode()
+	bare, err := c.new.bare()
 	if err != nil {
 		return err
 	}
-	if c.old.exists() && bytes.Equal(c.old.raw, body) {
+	// What is equal but for its revisions is unchanged.
+	if c.old.exists() && bytes.Equal(c.old.raw, stamped(bare, c.old.Revision(), c.old.frame)) {
 		c.new, c.outcome = c.old, Unchanged
 		return nil
 	}
@@ -270,10 +266,13 @@ func (t *txn) stamp(c *change) error {
 	}
 	c.new.setRevision(t.rev)
 	if c.put {
-		c.new.frame = t.rev
+		c.new.frame = 0
+		if c.ref.Kind == KindService {
+			c.new.frame = t.rev
+		}
 	}
-	c.body, err = c.new.encode()
-	return err
+	c.body = stamped(bare, t.rev, c.new.frame)
+	return nil
 }
 
 // stampDrains says since when backends drain: since before, or from now.
@@ -313,6 +312,9 @@ func (t *txn) result() BatchResult {
 	res := BatchResult{Revision: t.rev - 1}
 	for _, ref := range t.order {
 		c := t.changes[ref]
+		if !c.old.exists() && !c.new.exists() {
+			continue // it came and went
+		}
 		o := ObjectOutcome{Ref: ref, Outcome: c.outcome, Revision: t.rev}
 		if c.outcome == Unchanged {
 			o.Revision = c.old.Revision()

@@ -3,7 +3,6 @@ package lbstate
 import (
 	"bytes"
 	"fmt"
-	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -293,24 +292,26 @@ func (s Service) uses() map[string]bool {
 	return uses
 }
 
-// indexKeys yields each entry, bucket and key, that the indexes hold for a
-// service, but for its listener.
-func (s Service) indexKeys() iter.Seq2[[]byte, []byte] {
-	return func(yield func(bucket, key []byte) bool) {
-		if s.VIP.IsValid() && !yield(vipsBucket, pairKey(s.VIP.String(), s.Name)) {
-			return
-		}
-		for _, addr := range s.targets() {
-			if !yield(targetsBucket, pairKey(addr.String(), s.Name)) {
-				return
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(s.uses())) {
-			if !yield(usesBucket, pairKey(name, s.Name)) {
-				return
-			}
-		}
+// indexEntry is a key in one of the indexes.
+type indexEntry struct{ bucket, key string }
+
+// indexed lists what the indexes hold for a service, but for its listener.
+func (s Service) indexed() []indexEntry {
+	targets := s.targets()
+	entries := make([]indexEntry, 0, 1+len(targets))
+	add := func(bucket []byte, a string) {
+		entries = append(entries, indexEntry{string(bucket), a + "\x00" + s.Name})
 	}
+	if s.VIP.IsValid() {
+		add(vipsBucket, s.VIP.String())
+	}
+	for _, addr := range targets {
+		add(targetsBucket, addr.String())
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.uses())) {
+		add(usesBucket, name)
+	}
+	return entries
 }
 
 // targets returns the addresses that a service sends to, each once.

@@ -57,13 +57,13 @@ func (st *Store) Watch(opts WatchOptions) *Watcher {
 func (w *Watcher) Next(ctx context.Context) (Update, error) {
 	for {
 		changed, gen := w.store.state.next() // before reading, so that nothing is missed
-		u, any, err := w.update(ctx, gen)
+		u, news, err := w.update(ctx, gen)
 		if err != nil {
 			return Update{}, err
 		}
 		w.started = true
 		w.at, w.gen = u.Revision, gen
-		if any {
+		if news {
 			return u, nil
 		}
 		select {
@@ -82,7 +82,7 @@ type difference struct {
 	removed         []string
 }
 
-func (w *Watcher) update(ctx context.Context, gen generation) (u Update, any bool, err error) {
+func (w *Watcher) update(ctx context.Context, gen generation) (u Update, news bool, err error) {
 	cache := &w.store.state.cache
 	full := !w.started && (w.opts.From == 0 || w.opts.Full) || w.started && gen.restores != w.gen.restores
 	if !full && w.started {
@@ -90,18 +90,21 @@ func (w *Watcher) update(ctx context.Context, gen generation) (u Update, any boo
 		last := cache.last
 		cache.mu.Unlock()
 		if last != nil && last.gen == gen && last.since == w.at {
-			u, any = w.filter(last)
-			return u, any, nil
+			u, news = w.filter(last)
+			return u, news, nil
 		}
 	}
-	err = w.store.read(ctx, ReadOptions{Stale: w.opts.Stale || w.started}, func(r *reader) error {
-		names, kept, err := r.servicesChangedSince(w.at)
-		if err != nil {
-			return err
+	err = w.store.read(ctx, ReadOptions{Stale: w.opts.Stale || w.started}, func(r *reader) (err error) {
+		var names []string
+		kept := false
+		if !full || w.at > 0 { // who has nothing needs no removals
+			if names, kept, err = r.servicesChangedSince(w.at); err != nil {
+				return err
+			}
 		}
 		if full || !kept {
 			u, err = w.full(r, names, kept)
-			any = true
+			news = true
 			return err
 		}
 		d := &difference{since: w.at, revision: r.revision, gen: gen}
@@ -116,7 +119,7 @@ func (w *Watcher) update(ctx context.Context, gen generation) (u Update, any boo
 				d.removed = append(d.removed, name)
 			}
 		}
-		u, any = w.filter(d)
+		u, news = w.filter(d)
 		cache.mu.Lock()
 		defer cache.mu.Unlock()
 		if cache.last == nil || cache.last.gen != gen || cache.last.revision < d.revision {
@@ -124,15 +127,15 @@ func (w *Watcher) update(ctx context.Context, gen generation) (u Update, any boo
 		}
 		return nil
 	})
-	return u, any, err
+	return u, news, err
 }
 
 // filter is a difference as the watcher's labels see it.
-func (w *Watcher) filter(d *difference) (u Update, any bool) {
+func (w *Watcher) filter(d *difference) (u Update, news bool) {
 	u = Update{Since: d.since, Revision: d.revision, Services: d.services, Removed: d.removed}
-	any = len(d.services)+len(d.removed) > 0
+	news = len(d.services)+len(d.removed) > 0
 	if w.opts.Labels == nil || len(d.services) == 0 {
-		return u, any
+		return u, news
 	}
 	u.Services = nil
 	removed := d.removed[:len(d.removed):len(d.removed)]
@@ -144,7 +147,7 @@ func (w *Watcher) filter(d *difference) (u Update, any bool) {
 		}
 	}
 	u.Removed = removed
-	return u, any
+	return u, news
 }
 
 // full is the whole state, with what was removed after a revision that is kept.
@@ -153,15 +156,13 @@ func (w *Watcher) full(r *reader, changed []string, kept bool) (Update, error) {
 	if kept {
 		u.Since = w.at
 	}
-	if kept && w.at > 0 { // who has nothing has nothing to remove
-		for _, name := range changed {
-			s, err := r.status(name)
-			if err != nil {
-				return u, err
-			}
-			if s == nil || !w.selects(s) {
-				u.Removed = append(u.Removed, name)
-			}
+	for _, name := range changed {
+		s, err := r.status(name)
+		if err != nil {
+			return u, err
+		}
+		if s == nil || !w.selects(s) {
+			u.Removed = append(u.Removed, name)
 		}
 	}
 	services, err := r.services()

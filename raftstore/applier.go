@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -21,9 +22,13 @@ type applier struct {
 	queue *queue[applyTask]
 	// confChange hands a membership change to raft, which the loop owns.
 	confChange func(*raftpb.ConfChangeV2) (*raftpb.ConfState, error)
-	due        func() // asks for a checkpoint
+	due        func()        // asks for a checkpoint
+	committed  chan struct{} // holds a token when someone else has committed
 
+	mu sync.Mutex // guards the fields below, and calls of the state machines
 	progress
+	told     uint64   // index that the state machines know to be committed
+	commits  uint64   // of the state, when a checkpoint was last asked for
 	since    work     // done since the last checkpoint was asked for
 	envelope envelope // scratch
 	cmds     [][]byte // scratch
@@ -38,7 +43,7 @@ type progress struct {
 
 // work is what a checkpoint would make durable.
 type work struct {
-	transactions, entries, bytes uint64
+	entries, bytes uint64
 }
 
 // maxCheckpointTransactions bounds the transactions between two checkpoints:
@@ -60,6 +65,10 @@ func (a *applier) run(stop <-chan struct{}) {
 		select {
 		case <-stop:
 			return
+		case <-a.committed:
+			a.mu.Lock()
+			a.tell()
+			a.mu.Unlock()
 		case <-a.queue.ready:
 			if err := a.work(); err != nil {
 				a.s.inbox.fail(err)
@@ -71,6 +80,8 @@ func (a *applier) run(stop <-chan struct{}) {
 
 // work does everything that waits.
 func (a *applier) work() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	tasks := a.queue.take()
 	for len(tasks) > 0 {
 		if t := tasks[0]; t.snapshot != nil {
@@ -154,7 +165,10 @@ func (a *applier) applyNormal(entries []*raftpb.Entry) error {
 	commands := 0
 	var answers []answer
 	var overtaken []*batch
-	err := a.s.state.update(func(tx *bbolt.Tx) error {
+	// How many commands there are shows only when they are decoded; their bytes say
+	// as much for what update is to bound.
+	size := max(len(entries), int(entryBytes(entries)/256))
+	err := a.s.state.update(size, func(tx *bbolt.Tx) error {
 		o, err := makeOwn(tx)
 		if err != nil {
 			return err
@@ -212,20 +226,30 @@ func (an *answer) finish(s *Store) {
 // advance is called when a transaction is committed.
 func (a *applier) advance(last *raftpb.Entry, entries, bytes uint64) {
 	a.index, a.term = last.GetIndex(), last.GetTerm()
-	a.since.transactions++
 	a.since.entries += entries
 	a.since.bytes += bytes
-	if c := a.s.cfg; a.since.transactions >= maxCheckpointTransactions || a.since.entries >= c.SnapshotEntries || a.since.bytes >= c.SnapshotBytes {
-		a.since = work{}
+	commits := a.s.state.write.commits.Load()
+	if c := a.s.cfg; commits-a.commits >= maxCheckpointTransactions || a.since.entries >= c.SnapshotEntries || a.since.bytes >= c.SnapshotBytes {
+		a.since, a.commits = work{}, commits
 		a.due()
 	}
-	for _, name := range a.s.names {
-		a.s.cfg.StateMachines[name].Committed(a.index)
-	}
+	a.tell()
 	// What was handed to a former leader and is not in the log by now was
 	// probably lost with it. Probably: the outcome is unknown.
 	lost := a.s.pending.takeIf(func(b *batch) bool { return b.term < a.term })
 	a.s.finishAll(lost, unknown(errLeaderChanged))
+}
+
+// tell says to the state machines what is committed since they last heard; mu is
+// held. While a transaction is open whoever commits it wakes the stage.
+func (a *applier) tell() {
+	if a.told == a.index || a.s.state.write.open.Load() {
+		return
+	}
+	a.told = a.index
+	for _, name := range a.s.names {
+		a.s.cfg.StateMachines[name].Committed(a.index)
+	}
 }
 
 // applyEntry returns one result for each command, or nil if the entry is not
@@ -292,7 +316,7 @@ func (a *applier) applyChange(e *raftpb.Entry) (nonce uint64, err error) {
 	}
 	members := maps.Clone(a.members)
 	old, had := members[change.Remove]
-	if err := a.s.state.update(func(tx *bbolt.Tx) error {
+	if err := a.s.state.update(1, func(tx *bbolt.Tx) error {
 		o, err := makeOwn(tx)
 		if err != nil {
 			return err
@@ -343,6 +367,9 @@ func (a *applier) install(in *incomingSnapshot) error {
 		if a.members, err = o.members(); err != nil {
 			return err
 		}
+		if err := s.forgetRemoved(o); err != nil {
+			return err
+		}
 		return s.restored(tx)
 	})
 	if err != nil {
@@ -356,7 +383,7 @@ func (a *applier) install(in *incomingSnapshot) error {
 		}
 		s.setPeers(a.self, a.members)
 	}
-	a.since = work{}
+	a.since, a.told = work{}, a.index
 	s.finishAll(s.pending.takeIf(func(*batch) bool { return true }), unknown(errSnapshot))
 	a.report(0, nil, nil)
 	return nil

@@ -66,6 +66,10 @@ func (s *stateDB) lastCheckpoint() checkpoint {
 	return s.last
 }
 
+// lastIndex is the entry of the last checkpoint; it does not wait for one that
+// is being made.
+func (s *stateDB) lastIndex() uint64 { return s.durable.Load() }
+
 // headWriter takes the first two pages of a copy, which are the meta pages of
 // the transaction that is copied.
 type headWriter struct {
@@ -103,6 +107,9 @@ func (s *stateDB) checkpoint() (wal.Mark, error) {
 }
 
 func (s *stateDB) checkpointLocked(installed bool) (wal.Mark, error) {
+	if err := s.flush(); err != nil {
+		return wal.Mark{}, err
+	}
 	db, name := s.current()
 	pin, err := db.Begin(false)
 	if err != nil {
@@ -125,6 +132,7 @@ func (s *stateDB) checkpointLocked(installed bool) (wal.Mark, error) {
 		err = s.pin.Rollback()
 	}
 	s.pin, s.last = pin, c
+	s.durable.Store(c.Index)
 	return c.mark(), err
 }
 

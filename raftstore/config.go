@@ -27,6 +27,8 @@ type Config struct {
 	TickInterval  time.Duration // default 50ms; a heartbeat each tick
 	ElectionTicks int           // default 8: a leader that is silent for so long to twice as long is replaced
 
+	ManualPromotion bool // learners stay so until Promote is called
+
 	SnapshotEntries uint64 // applied entries after which the state is made durable and the log is cut; default 10,000
 	SnapshotBytes   uint64 // of log since then that has the same effect; default 32 MiB
 	TrailingEntries uint64 // entries kept for followers that lag a little, up to SnapshotBytes; default 1,000
@@ -94,4 +96,11 @@ func (c Config) validate() error {
 		}
 	}
 	return nil
+}
+
+// OnDisk returns a Config whose node lives on a simulated disk. It is for package
+// raftstoretest: disk.FS is internal.
+func (c Config) OnDisk(fs disk.FS) Config {
+	c.files = fs
+	return c
 }

@@ -34,6 +34,10 @@
 // stage has nothing to do, it does itself: the stage's state is the loop's then.
 // What comes for the loop goes through the inbox, which is bounded in bytes.
 //
+// The transaction that commands are applied in stays open for up to 3 ms, and is
+// committed when someone reads, whoever comes first (writetx.go). Its commands are
+// answered before: the log holds them.
+//
 // # What is bounded
 //
 // Proposals by Config.MaxPending and MaxPendingBytes: beyond it ErrOverloaded, at
@@ -59,10 +63,15 @@
 //     the checkpoint names, of that term; otherwise the node refuses to start.
 //   - Disk set back to an older copy, log and state alike. The leader's heartbeat
 //     says what this node once acknowledged; if its log ends before that, it stops
-//     before it can vote or acknowledge in that term. Two such disks in three can
-//     elect each other, as with any raft: what they forgot is lost.
+//     and is to come back as a new member. Until it hears that leader it may vote,
+//     so two such disks in three can elect each other, as with any raft: what they
+//     forgot is lost.
 //   - Damaged files. Frames, small files and our own values carry checksums: an
 //     error names the file. State machines are to do so with their values.
+//   - A lost quorum. Recover makes a cluster of one, offline, with a new ID, so that
+//     a member that comes back after all is refused. It says what may be lost.
+//   - A backup. Restore makes a cluster of one with a new ID, too.
+//   - Removed while it was away. The others refuse it and say why; it stops.
 //   - A founder stops in the middle of formation. The record is durable before the
 //     first message, and none other is accepted ever.
 //   - Full disk, failing sync, a command that is not known. Run returns with the

@@ -16,7 +16,7 @@ import (
 //	uvarint  how many commands, then for each
 //	         uvarint length and name of the state machine, uvarint length and bytes
 //
-// Member, boot and sequence make a delivery that comes twice recognisable.
+// Member, boot and sequence make a delivery that comes twice recognizable.
 type envelope struct {
 	proposer uint64
 	boot     uint64

@@ -1,6 +1,8 @@
 package raftstore
 
 import (
+	"context"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,6 +16,7 @@ type keeper struct {
 	s   *Store
 	log *logStore
 	due chan struct{} // holds a token when a checkpoint is asked for
+	mu  sync.Mutex    // one checkpoint and cut at a time
 }
 
 func (k *keeper) run(stop <-chan struct{}) {
@@ -31,6 +34,8 @@ func (k *keeper) run(stop <-chan struct{}) {
 }
 
 func (k *keeper) work() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	began := time.Now()
 	mark, err := k.s.state.checkpoint()
 	if err != nil {
@@ -70,4 +75,18 @@ func (k *keeper) cutTo(mark wal.Mark) (uint64, error) {
 		return min(mark.Index-min(mark.Index, 1), to), nil
 	}
 	return mark.Index - min(mark.Index, c.TrailingEntries), nil
+}
+
+// Snapshot makes the state durable now and cuts the log, as happens by itself
+// after Config.SnapshotEntries.
+func (s *Store) Snapshot(ctx context.Context) error {
+	var keep *keeper
+	if err := s.on(ctx, func(l *loop) { keep = l.keep }); err != nil {
+		return err
+	}
+	err := keep.work()
+	if err != nil {
+		s.inbox.fail(err)
+	}
+	return err
 }

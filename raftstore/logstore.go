@@ -42,28 +42,20 @@ func (l *logStore) load(c checkpoint, conf *raftpb.ConfState) error {
 	log := l.contents
 	l.contents = nil
 	l.saved = log.Hard
-	last := log.Last()
+	known, err := fits(log, c)
+	if err != nil {
+		return err
+	}
 	if c.Index == 0 {
-		if last.Index > 0 {
-			return fmt.Errorf("the log has entries up to %d, but there is no state; start with an empty directory, and the node comes back as a new member", last.Index)
-		}
 		return l.SetHardState(hardProto(log.Hard))
 	}
-	known := c.mark() == log.Base
-	if c.Index > log.Base.Index && c.Index <= last.Index {
-		known = log.Entries[c.Index-log.Base.Index-1].GetTerm() == c.Term
-	}
-	switch {
-	case known:
-	case c.Installed || c.Index == foundingIndex && last.Index == 0:
+	if !known {
 		log.Base, log.Entries = c.mark(), nil
 		log.Hard.Term, log.Hard.Commit = max(log.Hard.Term, c.Term), c.Index
 		if err := l.wal.Reset(log.Base, log.Hard); err != nil {
 			return err
 		}
 		l.saved = log.Hard
-	default:
-		return fmt.Errorf("the log goes from entry %d to %d, the state has applied %d: the log has lost its end, or its files are not those of this state; start with an empty directory, and the node comes back as a new member", log.Base.Index, last.Index, c.Index)
 	}
 	meta := &raftpb.SnapshotMetadata{Index: proto.Uint64(log.Base.Index), Term: proto.Uint64(log.Base.Term), ConfState: conf}
 	if err := l.ApplySnapshot(&raftpb.Snapshot{Metadata: meta}); err != nil {
@@ -78,6 +70,27 @@ func (l *logStore) load(c checkpoint, conf *raftpb.ConfState) error {
 	hard := log.Hard
 	hard.Commit = min(max(hard.Commit, c.Index), log.Last().Index)
 	return l.SetHardState(hardProto(hard))
+}
+
+// fits says whether a log goes on where a checkpoint ends. If it does not, it is
+// begun anew: that it may be so is what the checkpoint says; otherwise it is an
+// error.
+func fits(log *wal.Contents, c checkpoint) (known bool, err error) {
+	last := log.Last()
+	if c.Index == 0 {
+		if last.Index > 0 {
+			return false, fmt.Errorf("the log has entries up to %d, but there is no state; start with an empty directory, and the node comes back as a new member", last.Index)
+		}
+		return true, nil
+	}
+	known = c.mark() == log.Base
+	if c.Index > log.Base.Index && c.Index <= last.Index {
+		known = log.Entries[c.Index-log.Base.Index-1].GetTerm() == c.Term
+	}
+	if !known && !c.Installed && (c.Index != foundingIndex || last.Index > 0) {
+		return false, fmt.Errorf("the log goes from entry %d to %d, the state has applied %d of term %d: the log has lost its end, or its files are not those of this state; start with an empty directory, and the node comes back as a new member", log.Base.Index+1, last.Index, c.Index, c.Term)
+	}
+	return known, nil
 }
 
 func hardProto(h wal.HardState) *raftpb.HardState {

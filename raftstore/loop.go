@@ -80,9 +80,12 @@ func (s *Store) newLoop() (*loop, error) {
 			return err
 		}
 		if c, err := o.cluster(); err != nil || c.ID != 0 && c.ID != node.Cluster {
-			return errors.Join(err, fmt.Errorf("the state is that of cluster %016x, this node belongs to %016x", c.ID, node.Cluster))
+			return errors.Join(err, fmt.Errorf("the state is that of cluster %016x, this node belongs to %016x: if it was being recovered, do that again", c.ID, node.Cluster))
 		}
 		if conf, err = o.conf(); err != nil {
+			return err
+		}
+		if err := s.forgetRemoved(o); err != nil {
 			return err
 		}
 		return s.restored(tx)
@@ -119,20 +122,33 @@ func (s *Store) newLoop() (*loop, error) {
 	}
 	l.apply = &applier{
 		s: s, self: l.self, boot: l.boot, queue: newQueue[applyTask](), progress: l.applied,
-		due: func() { wake(l.keep.due) },
+		due: func() { wake(l.keep.due) }, committed: make(chan struct{}, 1), told: l.applied.index,
+	}
+	s.state.write.done = func(err error) {
+		if err != nil {
+			s.inbox.fail(err)
+		}
+		wake(l.apply.committed)
 	}
 	return l, nil
 }
 
 // foundState gives a founder the state that the founding record says: entry 1
-// of term 1, applied, with the founders as voters. It is the same on each.
+// of term 1, applied, with the founders as voters. It is the same on each. The
+// one node of a cluster that was restored or recovered gets its name here.
 func (s *Store) foundState(node nodeFile) error {
-	if node.Founding == nil {
-		return nil
-	}
 	made := false
-	err := s.state.update(func(tx *bbolt.Tx) error {
-		if index, _ := ownIn(tx).applied(); index > 0 {
+	err := s.state.update(1, func(tx *bbolt.Tx) error {
+		unnamed, err := ownIn(tx).unnamed(node.Member)
+		if err != nil {
+			return err
+		}
+		if unnamed {
+			made = true
+			f := s.founder(node.Member)
+			return ownIn(tx).putMember(Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr})
+		}
+		if index, _ := ownIn(tx).applied(); index > 0 || node.Founding == nil {
 			return nil
 		}
 		made = true
@@ -140,27 +156,31 @@ func (s *Store) foundState(node nodeFile) error {
 		if err != nil {
 			return err
 		}
-		conf := &raftpb.ConfState{}
-		for _, f := range node.Founding.Founders {
-			conf.Voters = append(conf.Voters, f.Member)
-			m := Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr}
-			if err := o.putMember(m); err != nil {
-				return err
-			}
-		}
-		if err := o.setConf(conf); err != nil {
-			return err
-		}
-		if err := o.setCluster(clusterInfo{ID: node.Founding.Cluster, Predecessor: node.Founding.Predecessor}); err != nil {
-			return err
-		}
-		return o.setApplied(foundingIndex, 1)
+		return o.found(node.Founding)
 	})
 	if err != nil || !made {
 		return err
 	}
 	_, err = s.state.checkpoint()
 	return err
+}
+
+func (o own) found(founding *Founding) error {
+	conf := &raftpb.ConfState{}
+	for _, f := range founding.Founders {
+		conf.Voters = append(conf.Voters, f.Member)
+		m := Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr}
+		if err := o.putMember(m); err != nil {
+			return err
+		}
+	}
+	if err := o.setConf(conf); err != nil {
+		return err
+	}
+	if err := o.setCluster(clusterInfo{ID: founding.Cluster, Predecessor: founding.Predecessor}); err != nil {
+		return err
+	}
+	return o.setApplied(foundingIndex, 1)
 }
 
 // metadata is that of the state as it is.
@@ -366,10 +386,13 @@ func (l *loop) toApply(m *raftpb.Message) error {
 		l.apply.queue.push(applyTask{msg: m})
 		return nil
 	}
-	if _, err := l.apply.apply(m.Entries); err != nil {
+	l.apply.mu.Lock()
+	_, err := l.apply.apply(m.Entries)
+	l.applied = l.apply.progress
+	l.apply.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	l.applied = l.apply.progress
 	l.respond(m.Responses)
 	return nil
 }
@@ -518,6 +541,12 @@ func (l *loop) step(m *raftpb.Message) error {
 // the vote.
 func (s *Store) lost(ctx context.Context) func(uint64, error) {
 	return func(peer uint64, err error) {
+		var refused interface{ Removed() bool }
+		if errors.As(err, &refused) && refused.Removed() {
+			// This node was away when it was removed, and no one will tell it by raft.
+			s.inbox.fail(ErrRemoved)
+			return
+		}
 		var lost interface{ Reset() bool }
 		reset := errors.As(err, &lost) && lost.Reset()
 		s.inbox.call(func(l *loop) {
@@ -549,6 +578,18 @@ func (l *loop) succeed(gone uint64) {
 func (l *loop) isLearner(id uint64) bool {
 	m, ok := l.applied.members[id]
 	return !ok || m.Learner
+}
+
+// forgetRemoved tells the transport whom to refuse for ever.
+func (s *Store) forgetRemoved(o own) error {
+	ids, err := o.removed()
+	if err != nil || s.cfg.Transport == nil {
+		return err
+	}
+	for _, id := range ids {
+		s.cfg.Transport.RemovePeer(id)
+	}
+	return nil
 }
 
 // setPeers tells the transport who is there.

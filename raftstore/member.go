@@ -140,6 +140,72 @@ func (l *loop) planAdd(m Member) (Membership, *memberChange, []*raftpb.ConfChang
 	return answer, change, changes, nil
 }
 
+// ReplaceMember takes a member out for ever and another node in, in one change:
+// as a learner, which is promoted when it has caught up. Unlike AddMember it asks
+// neither for the name nor for the address of the former one, nor how long it has
+// been silent; it refuses what would lose the quorum (ErrQuorum).
+func (s *Store) ReplaceMember(ctx context.Context, name string, m Member) (Membership, error) {
+	if m.Name == "" || m.RaftAddr == "" || m.Incarnation == 0 {
+		return Membership{}, fmt.Errorf("a member needs a name, a raft address and an incarnation: %+v", m)
+	}
+	var answer Membership
+	err := s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
+		remove, removals, err := l.planRemove(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if other, ok := l.named(m.Name); ok && other.ID != remove.Remove {
+			return nil, nil, fmt.Errorf("%w by the member at %s (%s)", ErrNameInUse, other.RaftAddr, other.HTTPAddr)
+		}
+		if remove.Remove == l.self {
+			return nil, nil, fmt.Errorf("%w: this node is the leader; hand over first", ErrQuorum)
+		}
+		former := l.applied.members
+		defer func() { l.applied.members = former }()
+		l.applied.members = maps.Clone(former)
+		delete(l.applied.members, remove.Remove)
+		var change *memberChange
+		var changes []*raftpb.ConfChangeSingle
+		if answer, change, changes, err = l.planAdd(m); err != nil || change == nil {
+			return nil, nil, err
+		}
+		change.Remove = remove.Remove
+		return change, append(removals, changes...), nil
+	})
+	return answer, err
+}
+
+// UpdateMember changes the addresses of a member; an empty one stays. The others
+// connect to the new one at once.
+func (s *Store) UpdateMember(ctx context.Context, name, raftAddr, httpAddr string) error {
+	return s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
+		m, ok := l.named(name)
+		if !ok {
+			return nil, nil, fmt.Errorf("%w: %q", ErrNoMember, name)
+		}
+		m.RaftAddr, m.HTTPAddr = cmp.Or(raftAddr, m.RaftAddr), cmp.Or(httpAddr, m.HTTPAddr)
+		return &memberChange{Nonce: randomID(), Put: &m},
+			[]*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeUpdateNode, m.ID)}, nil
+	})
+}
+
+// Promote makes a voter of a learner, whether it has caught up or not; those that
+// have are promoted without being asked, unless Config.ManualPromotion is set.
+func (s *Store) Promote(ctx context.Context, name string) error {
+	return s.change(ctx, func(l *loop) (*memberChange, []*raftpb.ConfChangeSingle, error) {
+		m, ok := l.named(name)
+		if !ok {
+			return nil, nil, fmt.Errorf("%w: %q", ErrNoMember, name)
+		}
+		if !m.Learner {
+			return nil, nil, nil
+		}
+		m.Learner = false
+		return &memberChange{Nonce: randomID(), Put: &m},
+			[]*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeAddNode, m.ID)}, nil
+	})
+}
+
 // silentFor is how long a member was not heard, by this leader.
 func (l *loop) silentFor(id uint64) time.Duration {
 	since := l.lastHeard[id]
@@ -284,8 +350,10 @@ func (l *loop) membership(id uint64) Membership {
 	return Membership{Cluster: l.s.Identity().Cluster, Member: id, Members: l.sortedMembers()}
 }
 
-func (l *loop) sortedMembers() []Member {
-	return slices.SortedFunc(maps.Values(l.applied.members), func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
+func (l *loop) sortedMembers() []Member { return sortedByID(l.applied.members) }
+
+func sortedByID(members map[uint64]Member) []Member {
+	return slices.SortedFunc(maps.Values(members), func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 }
 
 // quorumWithout says whether the voters but one are enough of themselves, and
@@ -308,7 +376,7 @@ func (l *loop) quorumWithout(id uint64) bool {
 // promote makes voters of the learners that have caught up. One at a time:
 // raft takes one change at a time.
 func (l *loop) promote() {
-	if !l.leads() || l.ticks-l.promoted < promoteTicks {
+	if l.s.cfg.ManualPromotion || !l.leads() || l.ticks-l.promoted < promoteTicks {
 		return
 	}
 	st := l.rn.Status()

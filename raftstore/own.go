@@ -23,7 +23,7 @@ var (
 	clusterKey    = []byte("cluster") // clusterInfo
 	membersBucket = []byte("members") // member ID → Member
 	seenBucket    = []byte("seen")    // member ID → boot and last sequence number, 8 bytes each
-	goneBucket    = []byte("gone")    // incarnation of a removed member → name
+	goneBucket    = []byte("gone")    // incarnation of a removed member → its ID
 )
 
 const stateFormat = "1"
@@ -176,14 +176,47 @@ func (o own) putMember(m Member) error {
 	return o.b.Bucket(membersBucket).Put(indexKey(m.ID), seal(v))
 }
 
+// removeMember keeps the sequence number of what the member proposed: an entry of
+// it that was overtaken may still come, and it was told that it will not be
+// applied.
 func (o own) removeMember(m Member) error {
 	if err := o.b.Bucket(membersBucket).Delete(indexKey(m.ID)); err != nil {
 		return err
 	}
-	if err := o.b.Bucket(seenBucket).Delete(indexKey(m.ID)); err != nil {
+	return o.b.Bucket(goneBucket).Put(indexKey(m.Incarnation), seal(indexKey(m.ID)))
+}
+
+// removed are the IDs of all removed members.
+func (o own) removed() ([]uint64, error) {
+	var ids []uint64
+	if o.b == nil {
+		return nil, nil
+	}
+	err := o.b.Bucket(goneBucket).ForEach(func(k, v []byte) error {
+		id, err := unseal(v)
+		if err != nil || len(id) != 8 {
+			return fmt.Errorf("the removed member of incarnation %x in the state is damaged", k)
+		}
+		ids = append(ids, binary.BigEndian.Uint64(id))
+		return nil
+	})
+	return ids, err
+}
+
+// checkSeen checks the sequence numbers of all proposers.
+func (o own) checkSeen() error {
+	if o.b == nil {
+		return nil
+	}
+	if _, err := o.removed(); err != nil {
 		return err
 	}
-	return o.b.Bucket(goneBucket).Put(indexKey(m.Incarnation), []byte(m.Name))
+	return o.b.Bucket(seenBucket).ForEach(func(k, v []byte) error {
+		if n, err := unseal(v); err != nil || len(n) != 16 {
+			return fmt.Errorf("the last sequence number of member %x in the state is damaged", k)
+		}
+		return nil
+	})
 }
 
 // gone says whether an incarnation was removed from the cluster.

@@ -12,8 +12,7 @@ import (
 // each under its own name, in one log and one database; a machine keeps to the
 // top-level bucket that carries its name.
 //
-// Apply and Restored are called from one goroutine, never concurrently.
-// Committed is called from that goroutine too and must not block.
+// No two of the methods are called concurrently. Committed must not block.
 type StateMachine interface {
 	// Apply applies commands in order inside tx and returns one result for each
 	// command. All of them come from the entry at index, which was written in
@@ -22,13 +21,16 @@ type StateMachine interface {
 	// result (an error value, say), not an error: a non-nil error stops the node,
 	// because going on would be divergence.
 	//
+	// Its effects are in every read from the moment that the command is answered.
+	//
 	// Apply must be deterministic: it reads tx and cmds, nothing else. It must
 	// not keep cmds, nor publish anything to watchers: tx may still be rolled
 	// back, and the same entry applied again.
 	Apply(tx *bbolt.Tx, term, index uint64, cmds [][]byte) ([]any, error)
 
 	// Committed says that everything up to index is committed to the database
-	// and visible to readers. It is the only place that publishes to watchers.
+	// and visible to readers. It is the only place that publishes to watchers. It
+	// may come a few milliseconds after the commands were answered, once for many.
 	Committed(index uint64)
 
 	// Restored says that tx shows a database that replaced the former one (a

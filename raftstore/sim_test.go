@@ -259,6 +259,8 @@ func (n *simNode) open() error {
 
 // start makes the loop of a node that has an identity.
 func (n *simNode) start() error {
+	n.s.state.write.now = func() time.Time { return n.sim.now }
+	n.s.state.write.later = func(time.Duration, func()) {} // see work
 	if n.sim.broken == forgetsApplied && n.s.state.lastCheckpoint().Index > foundingIndex {
 		if err := n.forget(); err != nil {
 			return err
@@ -293,7 +295,7 @@ func (n *simNode) forget() error {
 	if base.Index >= n.s.state.lastCheckpoint().Index {
 		return nil
 	}
-	err := n.s.state.update(func(tx *bbolt.Tx) error {
+	err := n.s.state.update(1, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(ownBucket)
 		if err := b.DeleteBucket(seenBucket); err != nil {
 			return err
@@ -400,7 +402,9 @@ func (n *simNode) work() error {
 			err = n.do(n.l.append.work)
 		case what == 2 && chance < 6:
 			err = n.do(n.l.apply.work)
-		case what == 3 && chance < 2:
+		case what == 3 && chance < 4:
+			err = n.do(n.s.state.flush)
+		case what == 3 && chance < 6:
 			select {
 			case <-n.l.keep.due:
 				err = n.do(n.l.keep.work)

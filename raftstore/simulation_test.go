@@ -27,7 +27,7 @@ func simulate(seed uint64, broken breakage, ops, faults int) (s *sim, err error)
 	if s, err = newSim(dir, seed, broken); err != nil {
 		return nil, err
 	}
-	defer s.close() //nolint:errcheck // the run is judged by what comes before
+	defer s.close() // the run is judged by what comes before
 	if err := s.run(ops, faults); err != nil {
 		return s, err
 	}

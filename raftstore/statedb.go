@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 
@@ -26,11 +28,13 @@ type stateDB struct {
 	db   *bbolt.DB
 	name string // of the file
 
-	limit int64 // of the file's size; belongs to who updates
+	write writeTx // what is applied and not committed yet
 
 	checkpoints sync.Mutex // one at a time; guards the fields below
 	last        checkpoint
 	pin         *bbolt.Tx // shows the last checkpoint, and keeps its pages
+
+	durable atomic.Uint64 // last.Index
 
 	retired sync.WaitGroup // files that a snapshot replaced, while they have readers
 }
@@ -58,7 +62,7 @@ func stateGeneration(name string) (uint64, bool) {
 // openStateDB returns the state of the last checkpoint. A directory that has
 // none gets an empty one, unless it belongs to a cluster.
 func openStateDB(files disk.FS, dir string, fresh bool) (*stateDB, error) {
-	s := &stateDB{files: files, dir: dir}
+	s := newStateDB(files, dir)
 	path := filepath.Join(dir, checkpointName)
 	err := loadSealed(files, path, checkpointFormat, &s.last)
 	missing := errors.Is(err, fs.ErrNotExist)
@@ -81,8 +85,11 @@ func openStateDB(files disk.FS, dir string, fresh bool) (*stateDB, error) {
 		if err := s.last.restore(files, dir); err != nil {
 			return nil, err
 		}
+		if err := checkPages(files, filepath.Join(dir, s.name), s.last.Head); err != nil {
+			return nil, err
+		}
 	}
-	if s.db, s.limit, err = openState(filepath.Join(dir, s.name), s.last.Size); err != nil {
+	if s.db, s.write.limit, err = openState(filepath.Join(dir, s.name), s.last.Size); err != nil {
 		return nil, err
 	}
 	if missing {
@@ -103,6 +110,7 @@ func (s *stateDB) verify() error {
 		return err
 	}
 	s.pin = pin
+	s.durable.Store(s.last.Index)
 	index, term := ownIn(pin).applied()
 	if index != s.last.Index || term != s.last.Term {
 		return fmt.Errorf("%s is damaged: it has applied entry %d of term %d, the last checkpoint says %d of %d", filepath.Join(s.dir, s.name), index, term, s.last.Index, s.last.Term)
@@ -139,8 +147,18 @@ func openState(path string, size int64) (*bbolt.DB, int64, error) {
 // openBolt opens a bbolt file; mapBytes is how much address space it gets, at
 // least. A tree that is damaged is an error.
 func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error) {
-	defer damaged(path, &err)
+	var file *os.File
+	defer func() {
+		if err != nil && file != nil {
+			file.Close() // bbolt does not where it panics, and keeps the lock
+		}
+	}()
+	defer damaged(path, debug.SetPanicOnFault(true), &err)
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		OpenFile: func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
+			file, err = os.OpenFile(name, flag, mode)
+			return file, err
+		},
 		Timeout: openTimeout, NoSync: true, NoGrowSync: true, NoFreelistSync: true,
 		FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapBytes, ReadOnly: readOnly, NoStatistics: true,
 	})
@@ -150,21 +168,28 @@ func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error
 	return db, nil
 }
 
-// damaged turns a panic of bbolt, which it has where a page makes no sense, into
-// an error. Panics from elsewhere go on.
-func damaged(path string, err *error) {
+// damaged turns a panic of bbolt, which it has where a page makes no sense, and
+// an access beyond the file into an error. Other panics go on. faults is what
+// debug.SetPanicOnFault was before.
+func damaged(path string, faults bool, err *error) {
+	debug.SetPanicOnFault(faults)
 	r := recover()
 	if r == nil {
 		return
 	}
-	stack := string(debug.Stack())
-	// What panicked is what stands first below the panic itself.
-	_, below, _ := strings.Cut(stack, "panic(")
-	lines := strings.SplitN(below, "\n", 4)
-	if len(lines) < 3 || !strings.HasPrefix(lines[2], "go.etcd.io/bbolt") {
+	_, fault := r.(interface{ Addr() uintptr })
+	if !fault && !panicOf("go.etcd.io/bbolt", string(debug.Stack())) {
 		panic(r)
 	}
 	*err = fmt.Errorf("%s is damaged: %v; start with an empty directory, and the node comes back as a new member", path, r)
+}
+
+// panicOf says whether what panicked is a function of a package: it stands first
+// below the panic itself.
+func panicOf(pkg, stack string) bool {
+	_, below, _ := strings.Cut(stack, "panic(")
+	lines := strings.SplitN(below, "\n", 4)
+	return len(lines) > 2 && strings.HasPrefix(lines[2], pkg)
 }
 
 func (s *stateDB) current() (*bbolt.DB, string) {
@@ -173,9 +198,12 @@ func (s *stateDB) current() (*bbolt.DB, string) {
 	return s.db, s.name
 }
 
-// view calls fn with what is applied. It holds nothing that an update or the
-// installation of a snapshot waits for.
+// view calls fn with everything that is applied. It holds nothing that an update
+// or the installation of a snapshot waits for.
 func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
+	if err := s.flush(); err != nil {
+		return err
+	}
 	s.mu.RLock()
 	path := filepath.Join(s.dir, s.name)
 	tx, err := s.db.Begin(false)
@@ -183,39 +211,18 @@ func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 	if err != nil {
 		return err
 	}
-	defer damaged(path, &err)
+	defer damaged(path, debug.SetPanicOnFault(true), &err)
 	defer tx.Rollback() //nolint:errcheck // of a read transaction that is open it has no error
 	return fn(tx)
-}
-
-// update is called by the one goroutine that installs snapshots, too.
-func (s *stateDB) update(fn func(*bbolt.Tx) error) (err error) {
-	path := filepath.Join(s.dir, s.name)
-	defer damaged(path, &err)
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		if err := s.outgrown(tx.Size()); err != nil {
-			return err
-		}
-		return fn(tx)
-	})
-}
-
-// outgrown refuses to go beyond what is mapped: bbolt would wait for the
-// checkpoint's reader, for ever. A restart maps more.
-func (s *stateDB) outgrown(size int64) error {
-	if size > s.limit {
-		return fmt.Errorf("%s has %d bytes, more than half of the address space that it was given; restart this node", s.name, size)
-	}
-	return nil
 }
 
 // close closes the files and waits for their readers. It makes no checkpoint.
 func (s *stateDB) close() error {
 	s.checkpoints.Lock()
 	defer s.checkpoints.Unlock()
-	var err error
+	err := s.abandon()
 	if s.pin != nil {
-		err = s.pin.Rollback()
+		err = errors.Join(err, s.pin.Rollback())
 		s.pin = nil
 	}
 	db, _ := s.current()
@@ -231,6 +238,9 @@ func (s *stateDB) close() error {
 func (s *stateDB) install(path string) error {
 	s.checkpoints.Lock()
 	defer s.checkpoints.Unlock()
+	if err := s.abandon(); err != nil {
+		return err
+	}
 	old, oldName := s.current()
 	generation, _ := stateGeneration(oldName)
 	name := stateName(generation + 1)
@@ -254,7 +264,7 @@ func (s *stateDB) install(path string) error {
 	if err != nil {
 		return err
 	}
-	s.limit = limit
+	s.write.limit = limit
 	pin := s.pin
 	s.pin = nil
 	s.mu.Lock()

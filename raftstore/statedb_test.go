@@ -19,7 +19,7 @@ var testBucket = []byte("test")
 
 // put applies entry index: it writes some keys, each with the index.
 func putEntry(s *stateDB, index uint64, rng *rand.Rand) error {
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(1, func(tx *bbolt.Tx) error {
 		o, err := makeOwn(tx)
 		if err != nil {
 			return err

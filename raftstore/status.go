@@ -5,17 +5,26 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"go.etcd.io/bbolt"
 )
 
 // Status is what a node knows of itself and its cluster.
 type Status struct {
 	Identity
+	// Predecessor is the cluster that this one was restored or recovered from; 0:
+	// none.
+	Predecessor uint64 `json:"predecessor,omitempty"`
+
 	Term       uint64     `json:"term"`
 	Leader     uint64     `json:"leader"` // member ID; 0: none known
 	LeaderName string     `json:"leader_name"`
 	Role       string     `json:"role"` // leader | follower | learner | none
 	Commit     uint64     `json:"commit"`
 	Applied    uint64     `json:"applied"`
+	Durable    uint64     `json:"durable"`            // entry up to which the state itself is durable; beyond it the log is
+	LogBytes   int64      `json:"log_bytes"`          // on disk
+	StateBytes int64      `json:"state_bytes"`        // on disk
 	Progress   []Progress `json:"progress,omitempty"` // on the leader alone
 }
 
@@ -75,6 +84,13 @@ func (s *Store) Status() Status {
 	s.mu.Unlock()
 	st.Term, st.Leader, st.Commit, st.Applied = n.term, n.leader, n.commit, n.applied
 	st.LeaderName = n.members[n.leader].Name
+	st.Durable, st.LogBytes = s.state.lastIndex(), s.logs.wal.Size()
+	_ = s.state.view(func(tx *bbolt.Tx) error { // after Close these are left out
+		st.StateBytes = tx.Size()
+		c, err := ownIn(tx).cluster()
+		st.Predecessor = c.Predecessor
+		return err
+	})
 	if me, ok := n.members[st.Member]; ok {
 		st.Role = "follower"
 		switch {

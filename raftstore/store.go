@@ -191,6 +191,13 @@ func (s *Store) run(ctx context.Context) error {
 	return err
 }
 
+// Err is why Run has ended, nil while it runs or if nothing was wrong.
+func (s *Store) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reason
+}
+
 // Close ends Run, waits for it and closes the files. It is idempotent.
 func (s *Store) Close() error {
 	s.mu.Lock()

@@ -18,6 +18,10 @@ import (
 // program, given by flags.
 var commands = map[string]func(args []string, stdout io.Writer) error{
 	"cleanup": cleanup,
+	"backup":  backup,
+	"restore": restore,
+	"recover": recoverQuorum,
+	"check":   check,
 	"keygen":  keygen,
 	"agent-cert": func(args []string, stdout io.Writer) error {
 		return issue("agent-cert", identity.RoleAgent, args, stdout)
@@ -32,6 +36,10 @@ var commands = map[string]func(args []string, stdout io.Writer) error{
 
 const commandsHelp = `Commands (each has --help):
   cleanup         remove from this host's kernel all that an agent has programmed, and nothing else
+  backup          copy the state of a stopped server to a file
+  restore         make the first server of a new cluster of a backup
+  recover         make a cluster of one of the last server, when the quorum is lost for ever
+  check           verify all that a stopped server has on its disk
   keygen          make the key of a cluster, or with --rotate and --retire replace it without a stop
   agent-cert      make the credential of a director
   operator-cert   make the credential of a person or program that uses the HTTP API

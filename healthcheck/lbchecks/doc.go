@@ -4,7 +4,18 @@
 //
 // Services that share a backend and a check share one probe. A new leader
 // starts from the stored states, and publishes what its own results say:
-// what it merely took over is not repeated (INV-31, INV-32).
+// what it merely took over is not repeated (INV-31, INV-32). Where the store
+// does not have what a check has found, because a report was dropped or a
+// service joined later, it is said again.
+//
+// When so many backends fall at once that this host is suspected, the engine
+// holds what falls: those backends stay in service, and the state says that
+// they are held. What a service does when too few of its backends are healthy
+// is lbstate's to decide.
+//
+// [Runner.Status], [Runner.Stats] and [Runner.Hold] tell what the checks of
+// this node find while it leads; [Runner.ProbeNow] tries a check from any node,
+// and counts for nothing.
 //
 //	goroutine       started by  stopped by               state it owns
 //	leadership      Run         its ctx                  which term is served

@@ -28,6 +28,12 @@ type user struct {
 	hash    uint64 // of the check
 }
 
+// verdict is the health of a backend as the store has it.
+type verdict struct {
+	state lbstate.HealthState
+	held  bool
+}
+
 // follower keeps an engine's checks equal to the services, in one term.
 type follower struct {
 	store  *lbstate.Store
@@ -37,19 +43,24 @@ type follower struct {
 
 	mu       sync.Mutex // guards what follows
 	services map[string][]string
-	checks   map[string]map[user]lbstate.HealthState // by check: who uses it, and the state that the store has for it
+	checks   map[string]map[user]verdict // by check: who uses it, and what the store has for it
 }
 
 func (r *Runner) newFollower(term uint64) (*follower, error) {
 	f := &follower{
 		store: r.cfg.Store, log: r.log, term: term,
-		services: map[string][]string{}, checks: map[string]map[user]lbstate.HealthState{},
+		services: map[string][]string{}, checks: map[string]map[user]verdict{},
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	cfg := r.cfg.Engine
-	cfg.Sink, cfg.Epoch, cfg.Confirmations = healthcheck.SinkFunc(f.report), term, true
+	cfg.Sink, cfg.Epoch, cfg.Confirmations, cfg.Holds = healthcheck.SinkFunc(f.report), term, true, true
 	var err error
-	f.engine, err = healthcheck.New(cfg)
-	return f, err
+	if f.engine, err = healthcheck.New(cfg); err != nil {
+		return nil, fmt.Errorf("lbchecks: %w", err)
+	}
+	r.current = f
+	return f, nil
 }
 
 // follow gives the engine what changes, until ctx ends.
@@ -137,24 +148,24 @@ func (f *follower) leave(name string, left map[string]bool) {
 // enter puts a service's backends on their checks, and adds those that nobody
 // has run yet to fresh. The caller holds mu.
 func (f *follower) enter(s lbstate.ServiceStatus, fresh []healthcheck.Check) []healthcheck.Check {
-	stored := make(map[netip.AddrPort]lbstate.HealthState, len(s.Backends))
+	stored := make(map[netip.AddrPort]verdict, len(s.Backends))
 	for _, b := range s.Backends {
 		if b.Health != nil {
-			stored[b.AddrPort()] = b.Health.State
+			stored[b.AddrPort()] = verdict{b.Health.State, b.Health.Held}
 		}
 	}
 	for _, c := range s.Checks() {
 		id := name(c)
 		users := f.checks[id]
 		if users == nil {
-			check, err := checkOf(id, c, stored[c.Backend])
+			check, err := checkOf(id, c, stored[c.Backend].state)
 			if err != nil {
 				f.log.Error("a check cannot be run; its backend keeps its state",
 					zap.String("service", c.Service), zap.Stringer("backend", c.Backend), zap.Error(err))
 				continue
 			}
 			fresh = append(fresh, check)
-			users = map[user]lbstate.HealthState{}
+			users = map[user]verdict{}
 			f.checks[id] = users
 		}
 		users[user{c.Service, c.Backend, c.Hash}] = stored[c.Backend]
@@ -174,7 +185,7 @@ func (f *follower) disputed(ids []string) []string {
 		}
 		f.mu.Lock()
 		for _, stored := range f.checks[id] {
-			if stored != fromEngine(st.State) {
+			if stored != (verdict{fromEngine(st.State), st.Held}) {
 				out = append(out, id)
 				break
 			}
@@ -189,20 +200,20 @@ func (f *follower) report(ctx context.Context, batch []healthcheck.Transition) e
 	var out []lbstate.HealthTransition
 	f.mu.Lock()
 	for _, t := range batch {
-		to := fromEngine(t.To)
+		to := verdict{fromEngine(t.To), t.Held}
 		for u, stored := range f.checks[t.ID] {
 			// What the store has already need not travel through the log. Should
 			// it have changed meanwhile, the watch says so, and update acts.
-			if t.From == t.To && stored == to || to == lbstate.Unknown {
+			if t.From == t.To && stored == to || to.state == lbstate.Unknown {
 				continue
 			}
 			message := ""
-			if to == lbstate.Down {
+			if to.state == lbstate.Down || to.held {
 				message = t.Result.String()
 			}
 			out = append(out, lbstate.HealthTransition{
 				Service: u.service, Backend: u.backend, CheckHash: u.hash,
-				Term: f.term, To: to, At: t.At, Message: message,
+				Term: f.term, To: to.state, Held: to.held, At: t.At, Message: message,
 			})
 		}
 	}

@@ -19,8 +19,9 @@ func checkOf(id string, c lbstate.ResolvedCheck, known lbstate.HealthState) (hea
 	}
 	check := healthcheck.Check{
 		ID: id, Target: c.Backend, Probe: p, Initial: toEngine(known),
-		Interval: time.Duration(c.Check.Interval), Timeout: time.Duration(c.Check.Timeout),
-		Rise: c.Check.Rise, Fall: c.Check.Fall,
+		Interval: time.Duration(c.Check.Interval), DownInterval: time.Duration(c.Check.DownInterval),
+		Timeout: time.Duration(c.Check.Timeout),
+		Rise:    c.Check.Rise, Fall: c.Check.Fall,
 	}
 	return check, check.Validate()
 }

@@ -3,6 +3,8 @@ package lbchecks
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 
 	"go.uber.org/zap"
 
@@ -28,17 +30,22 @@ type Config struct {
 	Store      *lbstate.Store
 	Leadership Leadership
 
-	// Engine configures the engine of each term; Sink, Epoch and Confirmations
-	// are the Runner's own, and Logger is taken from below.
+	// Engine configures the engine of each term; Sink, Epoch, Confirmations and
+	// Holds are the Runner's own, and Logger is taken from below.
 	Engine healthcheck.Config
 
 	Logger *zap.Logger // nil: silent
 }
 
-// Runner checks the backends of a store's services while its node leads.
+// Runner checks the backends of a store's services while its node leads. All
+// its methods may be called from any goroutine.
 type Runner struct {
-	cfg Config
-	log *zap.Logger
+	cfg    Config // its Engine.Hold is guarded by mu
+	log    *zap.Logger
+	asking chan struct{} // places for ProbeNow
+
+	mu      sync.Mutex // guards what follows
+	current *follower  // of the term that this node leads; nil: none
 }
 
 // New returns a Runner. Nothing happens until Run.
@@ -50,7 +57,10 @@ func New(cfg Config) (*Runner, error) {
 		cfg.Logger = zap.NewNop()
 	}
 	cfg.Engine.Logger = cfg.Logger
-	return &Runner{cfg: cfg, log: cfg.Logger.Named("lbchecks")}, nil
+	if _, err := healthcheck.New(cfg.Engine); err != nil {
+		return nil, fmt.Errorf("lbchecks: %w", err)
+	}
+	return &Runner{cfg: cfg, log: cfg.Logger.Named("lbchecks"), asking: make(chan struct{}, 16)}, nil
 }
 
 // Run checks, in every term that this node leads, until ctx ends, which gives
@@ -98,6 +108,7 @@ func (r *Runner) serve(ctx context.Context, term uint64, changed <-chan struct{}
 		}
 	}
 	cancel()
+	r.forget() // what it knows is no longer this node's to tell
 	for range running {
 		if e := <-ended; err == nil {
 			err = e
@@ -105,4 +116,10 @@ func (r *Runner) serve(ctx context.Context, term uint64, changed <-chan struct{}
 	}
 	r.log.Info("checking ended", zap.Uint64("term", term))
 	return err
+}
+
+func (r *Runner) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.current = nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/ipvskit/ipvskit/healthcheck"
 	"github.com/ipvskit/ipvskit/healthcheck/lbchecks"
 	"github.com/ipvskit/ipvskit/lbstate"
 )
@@ -99,23 +100,25 @@ type world struct {
 	local *lbstate.Local
 	store *lbstate.Store
 	leads *leads
+	*lbchecks.Runner
 }
 
 // newWorld runs a Runner until the end of the test. It leads in term 1.
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldOf(t, healthcheck.Config{}) }
+
+func newWorldOf(t *testing.T, engine healthcheck.Config) *world {
 	state := lbstate.New(lbstate.Config{})
 	local, err := lbstate.NewLocal(t.TempDir(), state)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &world{t: t, local: local, store: lbstate.NewStore(state, local), leads: &leads{leading: true, term: 1, changed: make(chan struct{})}}
-	r, err := lbchecks.New(lbchecks.Config{Store: w.store, Leadership: w.leads})
-	if err != nil {
+	if w.Runner, err = lbchecks.New(lbchecks.Config{Store: w.store, Leadership: w.leads, Engine: engine}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
+	go func() { done <- w.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -129,6 +132,11 @@ func newWorld(t *testing.T) *world {
 // put makes a service of one backend, whose checks go to b.
 func (w *world) put(name string, port int, check lbstate.HealthCheck, b *backend) {
 	w.t.Helper()
+	w.putAt(netip.MustParseAddr("10.1.0.1"), name, port, check, b)
+}
+
+func (w *world) putAt(addr netip.Addr, name string, port int, check lbstate.HealthCheck, b *backend) {
+	w.t.Helper()
 	if check.Type == "tcp" {
 		check.Address, check.Port = b.addr.Addr(), int(b.addr.Port())
 	} else {
@@ -137,7 +145,7 @@ func (w *world) put(name string, port int, check lbstate.HealthCheck, b *backend
 	check.Interval, check.Timeout = lbstate.Duration(100*time.Millisecond), lbstate.Duration(90*time.Millisecond)
 	check.Rise, check.Fall = 2, 2
 	s := lbstate.Service{Name: name, VIP: netip.MustParseAddr("192.0.2.10"), Port: port, HealthCheck: &check}
-	s.Backends = []lbstate.Backend{{Address: netip.MustParseAddr("10.1.0.1"), Port: 8080}}
+	s.Backends = []lbstate.Backend{{Address: addr, Port: 8080}}
 	if _, err := w.store.PutService(w.t.Context(), s, lbstate.WriteOptions{}); err != nil {
 		w.t.Fatal(err)
 	}

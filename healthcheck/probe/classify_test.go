@@ -51,7 +51,7 @@ func TestClassify(t *testing.T) {
 		{localError{syscall.ECONNREFUSED}, healthcheck.Local},
 	} {
 		for _, err := range []error{tt.err, fmt.Errorf("wrapped: %w", tt.err), &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", tt.err)}} {
-			if op, ok := tt.err.(*net.OpError); ok {
+			if op := new(net.OpError); errors.As(tt.err, &op) {
 				err = fmt.Errorf("once more: %w", op)
 			}
 			if got := classify(err); got != tt.want {

@@ -112,7 +112,7 @@ func asked(target netip.AddrPort) error {
 	return nil
 }
 
-// bind makes c end with ctx's deadline, and at once when ctx is cancelled. The
+// bind makes c end with ctx's deadline, and at once when ctx is canceled. The
 // returned function undoes the second.
 func bind(ctx context.Context, c interface{ SetDeadline(time.Time) error }) (release func() bool) {
 	if deadline, ok := ctx.Deadline(); ok {

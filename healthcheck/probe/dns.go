@@ -84,7 +84,7 @@ func (p *DNS) prepare() error {
 	if c.Type == "" {
 		c.Type = "A"
 	}
-	known := false
+	var known bool
 	if p.kind, known = dnsTypes[c.Type]; !known {
 		return fmt.Errorf("type is %q, want A, AAAA, CNAME, MX, NS, PTR, SOA, SRV or TXT", c.Type)
 	}

@@ -132,8 +132,10 @@ func TestDNS(t *testing.T) {
 				Body:   &dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName("x.example.")},
 			}}, m.Answers...)
 		}), fine},
-		{"no such name, as is wanted", with(func(c *DNSConfig) { c.Codes = []string{"NOERROR", "NXDOMAIN"} }),
-			edited(func(m *dnsmessage.Message) { m.RCode = dnsmessage.RCodeNameError; m.Answers = nil }), fine},
+		{
+			"no such name, as is wanted", with(func(c *DNSConfig) { c.Codes = []string{"NOERROR", "NXDOMAIN"} }),
+			edited(func(m *dnsmessage.Message) { m.RCode = dnsmessage.RCodeNameError; m.Answers = nil }), fine,
+		},
 
 		{"no such name", a, edited(func(m *dnsmessage.Message) { m.RCode = dnsmessage.RCodeNameError }), outcome{class: healthcheck.BadStatus, phase: "answer", expected: "A of www.example.com to give NOERROR", found: "NXDOMAIN"}},
 		{"the server fails", a, edited(func(m *dnsmessage.Message) { m.RCode = dnsmessage.RCodeServerFailure }), outcome{class: healthcheck.BadStatus, phase: "answer", found: "SERVFAIL"}},

@@ -14,8 +14,8 @@ type exchange struct {
 	method  string
 	foreign bool // another host than the one that was to be asked
 	scheme  string
-	numeric netip.AddrPort // is dialled, unless named is set
-	named   string         // host:port that is resolved and dialled
+	numeric netip.AddrPort // is dialed, unless named is set
+	named   string         // host:port that is resolved and dialed
 	host    string         // Host header
 	name    string         // that the certificate must have
 	uri     string

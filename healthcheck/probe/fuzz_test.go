@@ -119,17 +119,17 @@ func FuzzParseStatus(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q gives %q, which gives %v", s, r, err)
 		}
-		any := false
+		some := false
 		for code := range 1000 {
 			if r.Has(code) != again.Has(code) {
 				t.Errorf("%q and %q differ at %d", s, r, code)
 			}
-			any = any || r.Has(code)
+			some = some || r.Has(code)
 			if r.Has(code) && (code < 100 || code > 599) {
 				t.Errorf("%q has %d", s, code)
 			}
 		}
-		if !any {
+		if !some {
 			t.Errorf("%q has nothing", s)
 		}
 	})

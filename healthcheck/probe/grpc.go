@@ -25,7 +25,7 @@ type GRPCConfig struct {
 	Address netip.Addr
 	Port    uint16
 	// Host is the authority that is asked for, and with TLS the name that the
-	// certificate must have. By default both are the address that is dialled.
+	// certificate must have. By default both are the address that is dialed.
 	Host string
 	// TLS is nil for a server that speaks in the clear.
 	TLS *TLSConfig

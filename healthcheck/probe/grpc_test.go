@@ -126,7 +126,7 @@ func TestGRPC(t *testing.T) {
 	}
 	only1 := secure(t, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}, hang)
 	ask(t, newGRPC(t, GRPCConfig{TLS: trusting}), only1.addr, outcome{class: healthcheck.TLS, phase: "tls handshake", found: "no application protocol"})
-	ask(t, newGRPC(t, GRPCConfig{}), serve(t, func(c net.Conn) { io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); hang(c) }).addr,
+	ask(t, newGRPC(t, GRPCConfig{}), serve(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); hang(c) }).addr,
 		outcome{class: healthcheck.Protocol, phase: "answer", found: "not HTTP/2"})
 }
 

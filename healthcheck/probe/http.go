@@ -22,14 +22,14 @@ type HTTPConfig struct {
 	// Path, with a query if it has one, is asked of the target itself. Address
 	// and Port replace the target's, where they are set. Host is the Host header
 	// and, for https, the name that the certificate must have; by default both
-	// are the address that is dialled. Scheme is http (default) or https.
+	// are the address that is dialed. Scheme is http (default) or https.
 	Path    string
 	Address netip.Addr
 	Port    uint16
 	Host    string
 	Scheme  string
 
-	// URL is absolute, and dialled as written; the target is not looked at.
+	// URL is absolute, and dialed as written; the target is not looked at.
 	URL string
 
 	// Version is 1.1 (default), 2, or auto, which for https takes what the server

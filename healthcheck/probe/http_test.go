@@ -54,8 +54,12 @@ func TestHTTP(t *testing.T) {
 		{"status", HTTPConfig{Path: "/", Status: statuses(t, "200,401-403")}, say("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), fine},
 		{"HEAD has no body", HTTPConfig{Path: "/", Method: "HEAD"}, say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"), fine},
 
-		{"500", HTTPConfig{Path: "/x"}, say("HTTP/1.1 500 Oh\tno\r\nContent-Length: 0\r\n\r\n"),
-			outcome{class: healthcheck.BadStatus, phase: "answer", expected: "GET http://127.0.0.1", found: "500 Oh no"}},
+		{
+			"500",
+			HTTPConfig{Path: "/x"},
+			say("HTTP/1.1 500 Oh\tno\r\nContent-Length: 0\r\n\r\n"),
+			outcome{class: healthcheck.BadStatus, phase: "answer", expected: "GET http://127.0.0.1", found: "500 Oh no"},
+		},
 		{"404", HTTPConfig{Path: "/x"}, say("HTTP/1.1 404 Not Found\r\n\r\n"), outcome{class: healthcheck.BadStatus, phase: "answer", expected: "/x to give 200-299", found: "404", advice: "path"}},
 		{"401", HTTPConfig{Path: "/"}, say("HTTP/1.1 401 Unauthorized\r\n\r\n"), outcome{class: healthcheck.BadStatus, phase: "answer", found: "401", advice: "login"}},
 		{"redirect", HTTPConfig{Path: "/"}, say("HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n"), outcome{class: healthcheck.BadStatus, phase: "answer", found: "302", advice: "redirects are not followed"}},
@@ -73,7 +77,7 @@ func TestHTTP(t *testing.T) {
 		{"resets in the body", body, func(c net.Conn) {
 			told(c, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\no")
 			time.Sleep(short / 2)
-			c.(*net.TCPConn).SetLinger(0)
+			_ = c.(*net.TCPConn).SetLinger(0)
 		}, outcome{class: healthcheck.Reset, phase: "body"}},
 		{"closes", HTTPConfig{Path: "/"}, closeEarly, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
 		{"closes in the headers", HTTPConfig{Path: "/"}, sayAndClose("HTTP/1.1 200 OK\r\nContent-Le"), outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
@@ -206,8 +210,8 @@ func TestHTTPRedirects(t *testing.T) {
 	hop("/file", "file:///etc/passwd", 302)
 	hop("/post", "/get", 303)
 	mux.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(302) })
-	mux.HandleFunc("/end", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "end") })
-	mux.HandleFunc("GET /get", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "end") })
+	mux.HandleFunc("/end", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "end") })
+	mux.HandleFunc("GET /get", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "end") })
 	first := httptest.NewServer(mux)
 	defer first.Close()
 	var secrets []string

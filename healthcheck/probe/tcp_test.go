@@ -35,29 +35,45 @@ func TestTCP(t *testing.T) {
 		{"half open", TCPConfig{}, hang, fine},
 		{"full", TCPConfig{Full: true}, hang, fine},
 		{"sent and not answered", TCPConfig{Send: []byte("QUIT\r\n")}, hang, fine},
-		{"banner", banner, func(c net.Conn) { io.WriteString(c, "+OK ready\r\n"); hang(c) }, fine},
+		{"banner", banner, func(c net.Conn) { _, _ = io.WriteString(c, "+OK ready\r\n"); hang(c) }, fine},
 		{"banner in drops", banner, func(c net.Conn) {
 			for _, b := range []byte("hello +OK") {
-				c.Write([]byte{b})
+				_, _ = c.Write([]byte{b})
 			}
 			hang(c)
 		}, fine},
 		{"send and match", TCPConfig{Send: []byte("PING\r\n"), Expect: Expect{Match: regexp.MustCompile(`^\+PONG\s`)}}, say("+PONG\r\n"), fine},
 		{"in very many pieces", TCPConfig{Send: []byte("x"), Expect: Expect{Contains: "yz"}}, drip(strings.Repeat("y", 500)+"z", 0), fine},
-		{"both must be met", TCPConfig{Send: []byte("x"), Expect: Expect{Contains: "role", Match: regexp.MustCompile("master")}}, sayAndClose("role:slave\r\n"),
-			outcome{class: healthcheck.BadBody, phase: "answer", expected: `"role" and a match of "master"`, found: `"role:slave"`}},
+		{
+			"both must be met",
+			TCPConfig{Send: []byte("x"), Expect: Expect{Contains: "role", Match: regexp.MustCompile("master")}},
+			sayAndClose("role:slave\r\n"),
+			outcome{class: healthcheck.BadBody, phase: "answer", expected: `"role" and a match of "master"`, found: `"role:slave"`},
+		},
 		{"accepts and hangs", banner, hang, outcome{class: healthcheck.Timeout, phase: "answer", expected: `"+OK"`, found: "no answer", advice: "raise the timeout"}},
-		{"hangs after a few words", banner, func(c net.Conn) { io.WriteString(c, "+O"); hang(c) },
-			outcome{class: healthcheck.Timeout, phase: "answer", found: `(so far "+O")`}},
+		{
+			"hangs after a few words", banner, func(c net.Conn) { _, _ = io.WriteString(c, "+O"); hang(c) },
+			outcome{class: healthcheck.Timeout, phase: "answer", found: `(so far "+O")`},
+		},
 		{"closes at once", banner, func(net.Conn) {}, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
 		{"closes after a request", TCPConfig{Send: []byte("x"), Expect: banner.Expect}, closeEarly, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
 		{"resets", TCPConfig{Send: []byte("x"), Expect: banner.Expect}, reset, outcome{class: healthcheck.Reset, phase: "answer", found: "reset", advice: "protocol"}},
-		{"says something else", banner, func(c net.Conn) { io.WriteString(c, "-ERR\x00\r\n\u2028busy") },
-			outcome{class: healthcheck.BadBody, phase: "answer", expected: `"+OK"`, found: `"-ERR`}},
-		{"never stops talking", TCPConfig{Send: []byte("x"), Expect: banner.Expect}, endless("", strings.Repeat("y", 1000)),
-			outcome{class: healthcheck.BadBody, phase: "answer", found: "only the first 65536 bytes", advice: "raise the limit"}},
-		{"says it too late", TCPConfig{Send: []byte("x"), Expect: Expect{Contains: "+OK", Limit: 10}}, say("0123456789+OK"),
-			outcome{class: healthcheck.BadBody, phase: "answer", found: "only the first 10 bytes"}},
+		{
+			"says something else", banner, func(c net.Conn) { _, _ = io.WriteString(c, "-ERR\x00\r\n\u2028busy") },
+			outcome{class: healthcheck.BadBody, phase: "answer", expected: `"+OK"`, found: `"-ERR`},
+		},
+		{
+			"never stops talking",
+			TCPConfig{Send: []byte("x"), Expect: banner.Expect},
+			endless("", strings.Repeat("y", 1000)),
+			outcome{class: healthcheck.BadBody, phase: "answer", found: "only the first 65536 bytes", advice: "raise the limit"},
+		},
+		{
+			"says it too late",
+			TCPConfig{Send: []byte("x"), Expect: Expect{Contains: "+OK", Limit: 10}},
+			say("0123456789+OK"),
+			outcome{class: healthcheck.BadBody, phase: "answer", found: "only the first 10 bytes"},
+		},
 		{"drips", banner, drip("+OK", 200*time.Millisecond), outcome{class: healthcheck.Timeout, phase: "answer"}},
 		{"takes in nothing", TCPConfig{Send: bytes.Repeat([]byte("x"), 64<<20)}, func(c net.Conn) {
 			c.(*net.TCPConn).SetReadBuffer(4096) //nolint:errcheck // slow either way
@@ -132,7 +148,7 @@ func TestCancelledIsInconclusive(t *testing.T) {
 			t.Errorf("%s: %+v", name, res)
 		}
 		if res := p.Probe(ctx, s.addr); res.Class != healthcheck.Local {
-			t.Errorf("%s, cancelled before: %+v", name, res)
+			t.Errorf("%s, canceled before: %+v", name, res)
 		}
 	}
 }

@@ -101,7 +101,7 @@ func (st *stream) proved() error {
 }
 
 // renew answers a certificate request.
-func (st *stream) renew(r *agentpb.Renew) error {
+func (st *stream) renew(r *agentpb.Renew) {
 	answer := &agentpb.Credential{}
 	switch {
 	case st.tls == nil:
@@ -118,7 +118,7 @@ func (st *stream) renew(r *agentpb.Renew) error {
 		}
 	}
 	st.server.log.Info("an agent renews its credential", zap.String("agent", st.hello.Name), zap.String("refused", answer.Refused))
-	return st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Credential{Credential: answer}})
+	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Credential{Credential: answer}})
 }
 
 func (s *Server) heartbeat() *agentpb.ServerMessage {

@@ -277,7 +277,7 @@ func (c *Client) follow(ctx context.Context, server string) (served bool, err er
 	if err != nil {
 		return false, explained(cause(ctx, err))
 	}
-	s := &session{client: c, stream: stream, server: server, acks: make(chan *agentpb.Ack, 64), requests: make(chan []byte, 1), alive: watchdog, silence: c.cfg.ConnectTimeout}
+	s := &session{client: c, stream: stream, server: server, acks: make(chan *agentpb.Ack, 64), requests: make(chan []byte, 1), ending: make(chan struct{}), alive: watchdog, silence: c.cfg.ConnectTimeout}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil) // before waiting for the sender
@@ -285,7 +285,9 @@ func (c *Client) follow(ctx context.Context, server string) (served bool, err er
 		return false, explained(cause(ctx, err))
 	}
 	wg.Go(func() { s.sendLoop(ctx) })
-	return true, cause(ctx, s.receive())
+	err = cause(ctx, s.receive())
+	s.part(cancel)
+	return true, err
 }
 
 // cause prefers what we ended the stream for to what gRPC says of it.

@@ -9,7 +9,11 @@
 // carry explicit removals, and one is in flight at a time: what changes
 // meanwhile is coalesced, each service as it is at the end. The agent makes an
 // update durable, acknowledges it as received, applies it, and acknowledges it
-// as applied.
+// as applied. Streams with the same labels share a view: the store is read, and
+// an update encoded, once for all of them.
+//
+// Each agent has an order of its own in which it tries the servers, stays with
+// one while it serves, and returns to its first when that is back.
 //
 // # What an agent refuses
 //
@@ -25,7 +29,10 @@
 //	Client.applyLoop   Client.Run     ctx                           calls of Applier.Apply
 //	Client.reportLoop  Client.Run     ctx                           -
 //	session.sendLoop   Client.follow  end of the stream             sending on the stream
-//	stream.serve       Stream (gRPC)  end of the stream, Close      the view's digest
-//	stream.receive     stream.serve   end of the stream             receiving
-//	stream.beat        stream.serve   end of the stream             -
+//	Client.awaitHome   dialLoop       end of the stream             -
+//	Stream (handler)   gRPC           end of the stream, Close      the agent's position, the queue
+//	stream.receive     Stream         end of the stream             receiving
+//	stream.flush       the handler    when all is sent              sending
+//	view.run           acquire        no streams, Close             the view's versions
+//	Server.monitor     first stream   Close                         the server's condition
 package agent

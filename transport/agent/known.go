@@ -62,6 +62,7 @@ func (k *known) acked(name string, ack *agentpb.Ack) {
 			a.Received, a.Held, a.Rejected = ack.GetRevision(), "", ""
 		case agentpb.Ack_APPLIED, agentpb.Ack_PARTIAL:
 			a.AppliedRevision, a.Applied = ack.GetRevision(), appliedFromProto(ack.GetApplied())
+			a.Received = max(a.Received, ack.GetRevision())
 		case agentpb.Ack_HELD:
 			a.Held = ack.GetReason()
 		case agentpb.Ack_REJECTED, agentpb.Ack_FAILED:

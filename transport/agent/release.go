@@ -53,17 +53,17 @@ func (s *Server) Release(name, reason string) error {
 }
 
 // release sends the agent what waits for it.
-func (st *stream) release() error {
+func (st *stream) release() {
 	s := st.server
 	s.mu.Lock()
 	r, ok := s.releases[st.hello.Name]
 	delete(s.releases, st.hello.Name)
 	s.mu.Unlock()
 	if !ok || time.Now().After(r.until) {
-		return nil
+		return
 	}
 	s.log.Warn("an agent's held state is released", zap.String("agent", st.hello.Name), zap.String("reason", r.reason))
-	return st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Release{Release: &agentpb.Release{Reason: r.reason}}})
+	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Release{Release: &agentpb.Release{Reason: r.reason}}})
 }
 
 // released takes a server's word that a held state may pass: of the cluster that

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -81,7 +82,10 @@ type Server struct {
 	cfg     ServerConfig
 	log     *zap.Logger
 	known   *known
-	streams sync.WaitGroup // handlers, their receivers, views
+	streams sync.WaitGroup // all goroutines
+	life    context.Context
+	stop    context.CancelFunc // ends life
+	watched sync.Once          // starts the monitor
 	views   views
 
 	mu     sync.Mutex // guards the fields below
@@ -93,6 +97,8 @@ type Server struct {
 	readyMu sync.Mutex // guards the fields below, and makes one caller ask for all
 	readyAt time.Time
 	readyIs error
+
+	condition atomic.Pointer[condition] // of the monitor; nil before its first answer
 }
 
 // NewServer checks the configuration. It starts nothing.
@@ -101,7 +107,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	life, stop := context.WithCancel(context.Background())
 	return &Server{
+		life: life, stop: stop,
 		cfg: cfg, log: cfg.Logger,
 		known: newKnown(cfg.MaxKnown, cfg.KeepKnown),
 		open:  map[string]*stream{}, releases: map[string]pendingRelease{},
@@ -200,23 +208,10 @@ func (s *Server) Close() error {
 		st.end(agentpb.Bye_STOPPING, "the server stops")
 	}
 	s.mu.Unlock()
+	s.stop()
 	s.closeViews()
 	s.streams.Wait()
 	return nil
-}
-
-// ready asks Config.Ready, at most once a second.
-func (s *Server) ready(ctx context.Context) error {
-	s.readyMu.Lock()
-	defer s.readyMu.Unlock()
-	if time.Since(s.readyAt) > time.Second {
-		err := s.cfg.Ready(ctx)
-		if ctx.Err() != nil {
-			return err // says nothing about the server
-		}
-		s.readyAt, s.readyIs = time.Now(), err
-	}
-	return s.readyIs
 }
 
 // begin admits a stream; an older one of the same name ends.
@@ -236,6 +231,7 @@ func (s *Server) begin(ctx context.Context, st *stream) (bye agentpb.Bye_Code, r
 			zap.String("agent", st.hello.Name), zap.String("older", old.hello.Address), zap.String("newer", st.hello.Address))
 	}
 	s.open[st.hello.Name], st.begun = st, true
+	s.watched.Do(func() { s.streams.Go(s.monitor) })
 	s.known.connected(st.hello, s.cfg.ServerName, old != nil)
 	return agentpb.Bye_UNSPECIFIED, ""
 }

@@ -27,7 +27,8 @@ type session struct {
 	predecessors []uint64
 	parts        assembler
 
-	requests chan []byte // for a new credential, on their way to sendLoop
+	ending   chan struct{} // closed when nothing more is received
+	requests chan []byte   // for a new credential, on their way to sendLoop
 	renewal  renewal
 }
 
@@ -74,25 +75,87 @@ func (s *session) greet(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// together is how long the word that an update is durable waits for the word
+// that it is applied: a small change usually is within that time, and two
+// acknowledgements in one halve what they cost the server.
+const together = 5 * time.Millisecond
+
 // sendLoop is the only sender after the hello.
 func (s *session) sendLoop(ctx context.Context) {
 	tick := time.NewTicker(s.beat)
 	defer tick.Stop()
+	var received *agentpb.Ack // held back
+	var late <-chan time.Time
 	for {
-		m := &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}}
+		m := &agentpb.AgentMessage{}
 		select {
 		case <-ctx.Done():
 			return
+		case <-s.ending:
+			s.lastWords(received)
+			return
 		case <-tick.C:
+			m.Message = &agentpb.AgentMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}
 		case request := <-s.requests:
-			m = &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Renew{Renew: &agentpb.Renew{Request: request}}}
+			m.Message = &agentpb.AgentMessage_Renew{Renew: &agentpb.Renew{Request: request}}
+		case <-late:
+			m.Message = &agentpb.AgentMessage_Ack{Ack: received}
+			received, late = nil, nil
 		case ack := <-s.acks:
-			m = &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: ack}}
+			if ack.GetKind() == agentpb.Ack_RECEIVED {
+				received, late = ack, time.After(together)
+				continue
+			}
+			if received != nil && (ack.GetRevision() != received.GetRevision() || !covers(ack.GetKind())) {
+				if s.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: received}}) != nil {
+					return
+				}
+			}
+			received, late = nil, nil
+			m.Message = &agentpb.AgentMessage_Ack{Ack: ack}
 		}
 		if s.stream.Send(m) != nil {
 			return // the receiver sees why
 		}
 	}
+}
+
+// lastWords sends what is queued, such as why the agent leaves.
+func (s *session) lastWords(received *agentpb.Ack) {
+	if received != nil && s.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: received}}) != nil {
+		return
+	}
+	for {
+		select {
+		case ack := <-s.acks:
+			if s.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: ack}}) != nil {
+				return
+			}
+		default:
+			_ = s.stream.CloseSend() // the stream is over either way
+			return
+		}
+	}
+}
+
+// part ends a stream so that the server hears the agent's last words: it waits a
+// second for the server to end it, too.
+func (s *session) part(cancel context.CancelCauseFunc) {
+	s.alive.Stop()
+	patience := time.AfterFunc(time.Second, func() { cancel(nil) })
+	defer patience.Stop()
+	close(s.ending)
+	for {
+		if _, err := s.stream.Recv(); err != nil {
+			return
+		}
+	}
+}
+
+// covers says whether an acknowledgement says of its revision that it was
+// received, too.
+func covers(kind agentpb.Ack_Kind) bool {
+	return kind == agentpb.Ack_RECEIVED || kind == agentpb.Ack_APPLIED || kind == agentpb.Ack_PARTIAL
 }
 
 func (s *session) receive() error {
@@ -124,6 +187,8 @@ func (s *session) receive() error {
 			s.renewIfDue(m.GetHeartbeat().GetTrust())
 		case m.GetCredential() != nil:
 			s.renewed(m.GetCredential())
+		case m.GetWelcome() != nil:
+			return errors.New("the server greets a second time")
 		case m.GetBye() != nil:
 			return fmt.Errorf("the server ends the stream: %s", m.GetBye().GetReason())
 		}

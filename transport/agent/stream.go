@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,30 +31,64 @@ type farewell struct {
 
 func (f *farewell) Error() string { return f.reason }
 
-// stream is one agent's stream on the server.
+// stream is one agent's stream on the server. Its handler is a loop that never
+// waits for the other end: receive reads, and what is sent is sent by a goroutine
+// that lives only as long as there is something to send. So an idle agent costs
+// two goroutines, and one that does not read can still be ended.
 type stream struct {
 	server *Server
-	hello  Hello                // set before begun
-	tls    *tls.ConnectionState // the same; nil without an Authenticator
-	begun  bool                 // guarded by the server's mu
+	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
 	cancel context.CancelCauseFunc
+
+	hello Hello                // set before begun
+	tls   *tls.ConnectionState // the same; nil without an Authenticator
+	begun bool                 // guarded by the server's mu
+
+	// From receive to the handler.
 	heard  atomic.Int64 // Unix nanoseconds of the last message
-	flow   chan *agentpb.Ack
+	first  chan *agentpb.Hello
+	acks   chan *agentpb.Ack
+	renews chan *agentpb.Renew
 
 	released chan struct{} // capacity 1: a release may wait for this agent
 
-	sendMu sync.Mutex // one sender at a time
-	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
+	// Of the handler alone.
+	queue   []*agentpb.ServerMessage // behind what is being sent
+	sending bool
+	renewed time.Time // when a credential was last asked for
 
-	renewed time.Time // when a credential was last asked for; of receive
+	sent     chan error   // from the sender, when it ends
+	progress atomic.Int64 // Unix nanoseconds of when the sender last got rid of a message
 }
+
+// maxQueue bounds the messages behind an update: a heartbeat, a release, answers.
+const maxQueue = 8
 
 func (st *stream) end(code agentpb.Bye_Code, reason string) { st.cancel(&farewell{code, reason}) }
 
-func (st *stream) send(m *agentpb.ServerMessage) error {
-	st.sendMu.Lock()
-	defer st.sendMu.Unlock()
-	return st.grpc.Send(m)
+// post sends messages after those that were posted before.
+func (st *stream) post(msgs ...*agentpb.ServerMessage) {
+	st.queue = append(st.queue, msgs...)
+	st.flush()
+}
+
+func (st *stream) flush() {
+	if st.sending || len(st.queue) == 0 {
+		return
+	}
+	msgs := st.queue
+	st.queue, st.sending = nil, true
+	st.progress.Store(time.Now().UnixNano())
+	st.server.streams.Go(func() {
+		for _, m := range msgs {
+			if err := st.grpc.Send(m); err != nil {
+				st.sent <- err
+				return
+			}
+			st.progress.Store(time.Now().UnixNano())
+		}
+		st.sent <- nil
+	})
 }
 
 // Stream serves one agent until either side ends it.
@@ -71,44 +104,63 @@ func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agent
 	defer s.streams.Done()
 	ctx, cancel := context.WithCancelCause(g.Context())
 	defer cancel(nil)
-	st := &stream{server: s, cancel: cancel, grpc: g, flow: make(chan *agentpb.Ack, 1), released: make(chan struct{}, 1)}
-	// The handler only waits: a send or receive that hangs in one of the
-	// goroutines ends when the handler returns.
-	served := make(chan error, 1)
-	s.streams.Go(func() { served <- st.serve(ctx) })
-	var problem error
-	select {
-	case problem = <-served:
-	case <-ctx.Done():
-		problem = context.Cause(ctx)
+	st := &stream{
+		server: s, grpc: g, cancel: cancel,
+		first: make(chan *agentpb.Hello, 1), acks: make(chan *agentpb.Ack, 1), renews: make(chan *agentpb.Renew, 1),
+		released: make(chan struct{}, 1), sent: make(chan error, 1),
+	}
+	s.streams.Go(func() { st.receive(ctx) })
+	problem := st.serve(ctx)
+	if c := context.Cause(ctx); c != nil {
+		problem = c
 	}
 	cancel(problem)
 	var bye *farewell
 	if errors.As(problem, &bye) {
-		said := make(chan struct{})
-		s.streams.Go(func() {
-			// Best effort: the agent also sees the stream end.
-			_ = st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Bye{Bye: &agentpb.Bye{Code: bye.code, Reason: bye.reason}}})
-			close(said)
-		})
-		select {
-		case <-said:
-		case <-time.After(time.Second):
-		}
+		st.farewell(bye)
 	}
 	s.finish(st, problem)
-	return nil
+	return nil // what still hangs in receiving or sending ends with the handler
 }
 
+// farewell says why the stream ends, if that leaves within a second.
+func (st *stream) farewell(bye *farewell) {
+	st.queue = nil
+	patience := time.NewTimer(time.Second)
+	defer patience.Stop()
+	for range 2 { // what is being sent, and the word itself
+		if st.sending {
+			select {
+			case err := <-st.sent:
+				st.sending = false
+				if err != nil {
+					return
+				}
+			case <-patience.C:
+				return
+			}
+		}
+		if bye == nil {
+			return
+		}
+		st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Bye{Bye: &agentpb.Bye{Code: bye.code, Reason: bye.reason}}})
+		bye = nil
+	}
+}
+
+// serve greets the agent and then follows its view.
 func (st *stream) serve(ctx context.Context) error {
 	s := st.server
-	watchdog := time.AfterFunc(s.cfg.SilenceTimeout, func() { st.end(agentpb.Bye_SLOW, "no hello in time") })
-	first, err := st.grpc.Recv()
-	watchdog.Stop()
-	if err != nil {
-		return err
+	patience := time.NewTimer(s.cfg.SilenceTimeout)
+	defer patience.Stop()
+	var h *agentpb.Hello
+	select {
+	case h = <-st.first:
+	case <-patience.C:
+		return &farewell{agentpb.Bye_SLOW, "no hello in time"}
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	h := first.GetHello()
 	if h == nil {
 		return &farewell{agentpb.Bye_REFUSED, "the first message must be a hello"}
 	}
@@ -119,6 +171,7 @@ func (st *stream) serve(ctx context.Context) error {
 		return &farewell{agentpb.Bye_NOT_READY, err.Error()}
 	}
 	hello := Hello{Name: h.GetName(), Version: h.GetVersion(), Features: h.GetFeatures(), Labels: h.GetLabels(), Cluster: h.GetCluster(), Revision: h.GetRevision()}
+	var err error
 	if st.tls, err = s.admit(ctx, &hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
@@ -140,25 +193,19 @@ func (st *stream) serve(ctx context.Context) error {
 	s.log.Info("agent connected", zap.String("agent", hello.Name), zap.String("address", hello.Address), zap.Uint64("revision", hello.Revision))
 
 	cluster := s.cfg.Cluster()
-	err = st.send(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Welcome{Welcome: &agentpb.Welcome{
-		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version,
-		Predecessors:    s.cfg.Predecessors(),
+	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Welcome{Welcome: &agentpb.Welcome{
+		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version, Predecessors: s.cfg.Predecessors(),
 		HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
 	}}})
-	if err != nil {
-		return err
-	}
-	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = h.GetHeld()[:min(len(h.GetHeld()), 1024)] })
+	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = h.GetHeld()[:min(len(h.GetHeld()), maxReason)] })
 	if h.GetHeld() != "" {
-		if err := st.release(); err != nil {
-			return err
-		}
+		st.release()
 	}
-	st.heard.Store(time.Now().UnixNano())
-	s.streams.Go(func() { st.receive(ctx) })
-	s.streams.Go(func() { st.beat(ctx) })
 	return st.follow(ctx, cluster, h)
 }
+
+// maxReason bounds what an agent's reasons take in this server's memory.
+const maxReason = 1024
 
 func checkHello(h *agentpb.Hello) error {
 	if n := len(h.GetName()); n == 0 || n > 253 {
@@ -177,6 +224,13 @@ func checkHello(h *agentpb.Hello) error {
 
 // receive takes what the agent says until the stream ends.
 func (st *stream) receive(ctx context.Context) {
+	m, err := st.grpc.Recv()
+	if err != nil {
+		st.cancel(err)
+		return
+	}
+	st.heard.Store(time.Now().UnixNano())
+	st.first <- m.GetHello()
 	for {
 		m, err := st.grpc.Recv()
 		if err != nil {
@@ -188,17 +242,17 @@ func (st *stream) receive(ctx context.Context) {
 		case m.GetHeartbeat() != nil:
 			st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.LastHeard = time.Now() })
 		case m.GetRenew() != nil:
-			if err := st.renew(m.GetRenew()); err != nil {
-				st.cancel(err)
-				return
+			select {
+			case st.renews <- m.GetRenew():
+			case <-ctx.Done():
 			}
 		case m.GetAck() != nil:
 			ack := m.GetAck()
 			st.server.known.acked(st.hello.Name, ack)
 			switch ack.GetKind() {
-			case agentpb.Ack_RECEIVED, agentpb.Ack_REJECTED, agentpb.Ack_HELD:
+			case agentpb.Ack_RECEIVED, agentpb.Ack_APPLIED, agentpb.Ack_PARTIAL, agentpb.Ack_REJECTED, agentpb.Ack_HELD:
 				select {
-				case st.flow <- ack:
+				case st.acks <- ack:
 				case <-ctx.Done():
 				}
 			}
@@ -209,142 +263,145 @@ func (st *stream) receive(ctx context.Context) {
 	}
 }
 
-// beat lets the agent hear this server, and ends the stream of one that falls
-// silent, or when this server is not ready for longer than ReadyTimeout.
-func (st *stream) beat(ctx context.Context) {
-	s := st.server
-	tick := time.NewTicker(s.cfg.HeartbeatInterval)
-	defer tick.Stop()
-	readyAt := time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-st.released:
-			if err := st.release(); err != nil {
-				st.cancel(err)
-				return
-			}
-			continue
-		case <-tick.C:
-		}
-		if silent := time.Since(time.Unix(0, st.heard.Load())); silent > s.cfg.SilenceTimeout {
-			st.end(agentpb.Bye_SLOW, fmt.Sprintf("nothing heard for %v", silent.Round(time.Millisecond)))
-			return
-		}
-		if err := st.proved(); err != nil {
-			st.end(agentpb.Bye_REFUSED, err.Error())
-			return
-		}
-		err := s.ready(ctx)
-		switch {
-		case err == nil:
-			readyAt = time.Now()
-		case ctx.Err() == nil && time.Since(readyAt) > s.cfg.ReadyTimeout:
-			st.end(agentpb.Bye_NOT_READY, err.Error())
-			return
-		}
-		if err := st.send(s.heartbeat()); err != nil {
-			st.cancel(err)
-			return
-		}
-	}
-}
-
 // follow sends updates, one in flight. What changes while the agent is busy is
 // coalesced: each service once, as it is at the end.
 func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) error {
-	v := st.server.acquire(st.hello.Labels)
+	s := st.server
+	v := s.acquire(st.hello.Labels)
 	if v == nil {
 		return &farewell{agentpb.Bye_STOPPING, "the server stops"}
 	}
-	defer st.server.release(v)
-	have := uint64(0)
+	defer s.release(v)
+	tick := time.NewTicker(s.cfg.HeartbeatInterval)
+	defer tick.Stop()
+	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1}
 	if h.GetCluster() == cluster {
-		have = h.GetRevision()
+		p.have = h.GetRevision()
 	}
-	resume, full := have > 0, have == 0
-	restores := -1 // of the moment before
+	p.resume, p.full = p.have > 0, p.have == 0
+	var flight *encoding // sent, and not acknowledged
 	for {
-		now, changed, err := v.state()
-		if err != nil {
-			return err
-		}
-		if now != nil {
-			// What the agent holds may be of a state that is no more.
-			full = full || restores >= 0 && now.restores != restores
-			restores = now.restores
-		}
-		var next *encoding
-		switch {
-		case now == nil: // the first read is under way
-		case full, resume && !now.covers(have):
-			next, err = v.read(now, cluster, have, full)
-		case have < now.revision:
-			next, err = now.delta(cluster, have)
-		case resume && h.GetDigest() != now.digest:
-			full = true
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if next != nil && next.revision < have {
-			return &farewell{agentpb.Bye_BEHIND, fmt.Sprintf("this server is at revision %d, the agent has seen %d", next.revision, have)}
-		}
-		if next != nil && next.empty && resume && h.GetDigest() == next.digest {
-			next = nil // the agent holds it all
-		}
-		if next == nil {
-			resume = resume && now == nil
-			select {
-			case <-changed:
-			case <-ctx.Done():
-				return context.Cause(ctx)
+		var changed <-chan struct{}
+		if flight == nil {
+			var err error
+			if flight, changed, err = p.next(v); err != nil {
+				return err
 			}
-			continue
-		}
-		ack, err := st.deliver(ctx, next)
-		if err != nil {
-			return err
-		}
-		resume, full = false, false
-		switch {
-		case ack.GetKind() == agentpb.Ack_RECEIVED:
-			have = next.revision
-		case ack.GetWantFull():
-			full = true
-		default: // rejected, or held until someone releases it
-			have = next.revision
-			if ack.GetKind() == agentpb.Ack_REJECTED {
-				return &farewell{agentpb.Bye_REFUSED, "the agent rejected the update: " + ack.GetReason()}
+			if flight != nil {
+				st.post(flight.chunks...)
+				s.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = flight.revision })
 			}
+		}
+		select {
+		case <-changed:
+		case ack := <-st.acks:
+			if flight == nil || ack.GetRevision() != flight.revision {
+				continue
+			}
+			if err := p.acked(ack); err != nil {
+				return err
+			}
+			flight = nil
+		case err := <-st.sent:
+			if err != nil {
+				return err
+			}
+			st.sending = false
+			st.flush()
+		case r := <-st.renews:
+			if len(st.queue) > maxQueue {
+				return &farewell{agentpb.Bye_SLOW, "the agent asks and does not read"}
+			}
+			st.renew(r)
+		case <-st.released:
+			st.release()
+		case <-tick.C:
+			if err := st.alive(); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }
 
-// deliver sends an update and waits for the agent's word on it.
-func (st *stream) deliver(ctx context.Context, e *encoding) (*agentpb.Ack, error) {
-	slow := time.AfterFunc(st.server.cfg.SendTimeout, func() { st.end(agentpb.Bye_SLOW, "the agent does not read") })
-	for _, m := range e.chunks {
-		if err := st.send(m); err != nil {
-			slow.Stop()
-			return nil, err
-		}
-		slow.Reset(st.server.cfg.SendTimeout)
+// alive lets the agent hear this server. It ends the stream of an agent that
+// falls silent, does not read, or lost its right to be served, and of a server
+// that is not ready for longer than ReadyTimeout.
+func (st *stream) alive() error {
+	s := st.server
+	if silent := time.Since(time.Unix(0, st.heard.Load())); silent > s.cfg.SilenceTimeout {
+		return &farewell{agentpb.Bye_SLOW, fmt.Sprintf("nothing heard for %v", silent.Round(time.Millisecond))}
 	}
-	slow.Stop()
-	st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = e.revision })
-	for {
-		select {
-		case ack := <-st.flow:
-			if ack.GetRevision() == e.revision {
-				return ack, nil
-			}
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
+	if err := st.proved(); err != nil {
+		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
+	if err := s.unready(); err != nil {
+		return &farewell{agentpb.Bye_NOT_READY, err.Error()}
+	}
+	if !st.sending {
+		st.post(s.heartbeat())
+	} else if time.Since(time.Unix(0, st.progress.Load())) > s.cfg.SendTimeout {
+		return &farewell{agentpb.Bye_SLOW, "the agent does not read"}
+	}
+	return nil
+}
+
+// position is what an agent holds of its view.
+type position struct {
+	cluster uint64
+	have    uint64 // revision; 0: nothing
+	full    bool   // only the whole state helps
+	// resume says that the agent comes with what it had: claimed is its digest.
+	resume   bool
+	claimed  uint64
+	restores int // of the moment before; -1: none
+}
+
+// next is what the agent lacks, or nil and what tells of the next change.
+func (p *position) next(v *view) (*encoding, <-chan struct{}, error) {
+	now, changed, err := v.state()
+	if err != nil || now == nil {
+		return nil, changed, err
+	}
+	// What the agent holds may be of a state that is no more.
+	p.full = p.full || p.restores >= 0 && now.restores != p.restores
+	p.restores = now.restores
+	if p.resume && !p.full && p.have == now.revision && p.claimed != now.digest {
+		p.full = true
+	}
+	var e *encoding
+	switch {
+	case p.full, p.resume && !now.covers(p.have):
+		e, err = v.read(now, p.cluster, p.have, p.full)
+	case p.have < now.revision:
+		e, err = now.delta(p.cluster, p.have)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if e != nil && e.revision < p.have {
+		return nil, nil, &farewell{agentpb.Bye_BEHIND, fmt.Sprintf("this server is at revision %d, the agent has seen %d", e.revision, p.have)}
+	}
+	if e != nil && e.empty && p.resume && p.claimed == e.digest {
+		e = nil // the agent holds it all
+	}
+	p.resume = false
+	return e, changed, nil
+}
+
+// acked takes the agent's word on the update in flight.
+func (p *position) acked(ack *agentpb.Ack) error {
+	p.full = false
+	switch {
+	case !covers(ack.GetKind()) && ack.GetWantFull():
+		p.full = true
+	case ack.GetKind() == agentpb.Ack_REJECTED:
+		return &farewell{agentpb.Bye_REFUSED, "the agent rejected the update: " + ack.GetReason()}
+	default: // received, or held until someone releases it
+		p.have = ack.GetRevision()
+	}
+	return nil
 }
 
 // List answers once with the whole view.

@@ -151,6 +151,7 @@ func (f *mapFSM) Apply(l *raft.Log) any {
 func (f *mapFSM) Snapshot() (raft.FSMSnapshot, error) {
 	return nil, fmt.Errorf("no snapshots in a run")
 }
+
 func (f *mapFSM) Restore(r io.ReadCloser) error {
 	_, err := io.Copy(bytes.NewBuffer(nil), r)
 	return err

@@ -5,6 +5,7 @@
 package disk
 
 import (
+	"errors"
 	"io"
 	"path/filepath"
 )
@@ -74,7 +75,7 @@ func Read(fs FS, name string) ([]byte, error) {
 		return nil, err
 	}
 	data := make([]byte, size)
-	if n, err := f.ReadAt(data, 0); err != nil && (err != io.EOF || int64(n) < size) {
+	if n, err := f.ReadAt(data, 0); err != nil && (!errors.Is(err, io.EOF) || int64(n) < size) {
 		return nil, err
 	}
 	return data, nil

@@ -61,6 +61,13 @@ func New(root string, seed uint64) *FS {
 	return &FS{root: root, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x5d)), now: map[string]*inode{}, durable: map[string]*inode{}}
 }
 
+// SetBefore sets Before while the disk is in use.
+func (d *FS) SetBefore(before func(op string, n int) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.Before = before
+}
+
 // Lie makes a sync of the files of which it is true answer at once, and do
 // nothing. Nil ends that.
 func (d *FS) Lie(of func(name string) bool) {

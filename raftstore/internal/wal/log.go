@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -47,7 +48,8 @@ type Log struct {
 	hard     HardState
 	last     Mark
 	buf      []byte
-	failed   error // after it nothing is written: what the file holds is not known
+	total    atomic.Int64 // bytes of segments
+	failed   error        // after it nothing is written: what the file holds is not known
 }
 
 // ErrClosed is the outcome of what was asked of a closed log.
@@ -80,12 +82,17 @@ func (l *Log) open() (Contents, error) {
 	c := r.contents
 	l.segments, l.before, l.hard, l.last = r.segments, r.before, c.Hard, c.Last()
 	l.offset = int64(r.end)
+	for _, s := range l.segments {
+		l.total.Add(s.size)
+	}
 	if len(l.segments) == 0 {
 		l.segments = []segment{{number: 1}}
 	}
 	if l.offset == 0 {
-		number := l.segments[len(l.segments)-1].number
+		last := l.segments[len(l.segments)-1]
+		number := last.number
 		l.segments = l.segments[:len(l.segments)-1]
+		l.total.Add(-last.size)
 		return c, l.begin(number, 0)
 	}
 	if l.file, err = l.fs.Open(l.path(l.tail().number), false); err != nil {
@@ -154,6 +161,7 @@ func (l *Log) begin(number uint64, end int64) error {
 	}
 	l.file, l.offset = f, 0
 	l.segments = append(l.segments, segment{number: number, size: size})
+	l.total.Add(size)
 	h := head{end: uint64(end), last: l.last, hard: l.hard}
 	return l.write(kindHead, h.append(beginFrame(l.buf[:0])))
 }
@@ -174,7 +182,9 @@ func (l *Log) write(k kind, buf []byte) error {
 	if err := l.file.Sync(); err != nil {
 		return err
 	}
-	t.size = max(t.size, l.offset+int64(len(out)))
+	grown := max(t.size, l.offset+int64(len(out)))
+	l.total.Add(grown - t.size)
+	t.size = grown
 	l.offset, l.before = end, sum
 	if l.buf = buf[:0]; cap(buf) > keepBuffer {
 		l.buf = nil
@@ -292,20 +302,13 @@ func (l *Log) drop(index uint64) error {
 			return err
 		}
 		l.segments = l.segments[1:]
+		l.total.Add(-old.size)
 	}
 	return nil
 }
 
-// Size is how many bytes the segments take.
-func (l *Log) Size() int64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	size := int64(0)
-	for _, s := range l.segments {
-		size += s.size
-	}
-	return size
-}
+// Size is how many bytes the segments take. It does not wait for a write.
+func (l *Log) Size() int64 { return l.total.Load() }
 
 // Close ends the log with a frame that says that all of it is there.
 func (l *Log) Close() error {

@@ -29,8 +29,8 @@ type Ack_Kind int32
 const (
 	Ack_UNSPECIFIED Ack_Kind = 0
 	Ack_RECEIVED    Ack_Kind = 1 // accepted and durable: send the next
-	Ack_APPLIED     Ack_Kind = 2 // read back from the kernel
-	Ack_PARTIAL     Ack_Kind = 3 // applied but for the failures
+	Ack_APPLIED     Ack_Kind = 2 // read back from the kernel; it was received, too
+	Ack_PARTIAL     Ack_Kind = 3 // applied but for the failures; it was received, too
 	Ack_REJECTED    Ack_Kind = 4 // not accepted; the agent stays at its revision
 	Ack_HELD        Ack_Kind = 5 // kept beside the accepted state until the guard lets it pass
 	Ack_FAILED      Ack_Kind = 6 // accepted, but the applier failed as a whole

@@ -94,16 +94,26 @@ func (a *API) Close() {
 
 // Register adds the paths to mux.
 func (a *API) Register(mux *http.ServeMux) {
-	get := http.MethodGet
+	const get, put, patch, post, del = http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodPost, http.MethodDelete
+	services := collection{kind: lbstate.KindService}
 	for path, m := range map[string]methods{
 		"/api/v1/services":                           {get: a.listServices},
-		"/api/v1/services/{name}":                    {get: a.getService, http.MethodPut: a.putService, http.MethodDelete: a.deleteService},
-		"/api/v1/services/{name}/backends/{backend}": {get: a.getBackend, http.MethodPut: a.putBackend, http.MethodDelete: a.deleteBackend},
+		"/api/v1/services/{name}":                    {get: a.getService, put: a.putService, patch: a.patch(services), del: a.deleteService},
+		"/api/v1/services/{name}/backends/{backend}": {get: a.getBackend, put: a.putBackend, del: a.deleteBackend},
+		"/api/v1/checks":                             {get: a.list(sharedChecks)},
+		"/api/v1/checks/{name}":                      {get: a.get(sharedChecks), put: a.put(sharedChecks), patch: a.patch(sharedChecks), del: a.remove(sharedChecks)},
+		"/api/v1/profiles":                           {get: a.list(directorProfiles)},
+		"/api/v1/profiles/{name}":                    {get: a.get(directorProfiles), put: a.put(directorProfiles), patch: a.patch(directorProfiles), del: a.remove(directorProfiles)},
+		"/api/v1/settings":                           {get: a.get(settings), put: a.put(settings), patch: a.patch(settings)},
+		"/api/v1/transactions":                       {post: a.transact},
 		"/api/v1/watch":                              {get: a.watch},
 		"/api/v1/agents":                             {get: a.agents},
 		"/api/v1/cluster":                            {get: a.cluster},
-		"/api/v1/cluster/members":                    {http.MethodPost: a.addMember},
-		"/api/v1/cluster/members/{name}":             {http.MethodDelete: a.removeMember},
+		"/api/v1/cluster/members":                    {post: a.addMember},
+		"/api/v1/cluster/members/{name}":             {patch: a.moveMember, del: a.removeMember},
+		"/api/v1/cluster/members/{name}/promote":     {post: a.promoteMember},
+		"/api/v1/cluster/leader":                     {put: a.setLeader},
+		"/api/v1/cluster/backup":                     {get: a.backup},
 		"/healthz":                                   {get: a.healthz},
 		"/readyz":                                    {get: a.readyz},
 	} {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -17,20 +18,28 @@ const (
 	maxBody   = 1 << 20
 	mediaJSON = "application/json"
 	mediaYAML = "application/yaml"
+	// mediaPatch is JSON Merge Patch, of RFC 7396; as YAML it has no name of its
+	// own.
+	mediaPatch = "application/merge-patch+json"
 )
 
-// readBody reads the body of a write, which must be JSON or YAML. That the
-// type must be named also keeps out forms and beacons of foreign pages.
+// readBody reads the body of a write, which must be JSON or YAML.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
+	return readText(w, r, maxBody, mediaJSON, mediaYAML)
+}
+
+// readText reads a body of at most so many bytes, of one of the media types.
+// That the type must be named also keeps out forms and beacons of foreign pages.
+func readText(w http.ResponseWriter, r *http.Request, most int64, media ...string) ([]byte, *problem) {
 	typ, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset := strings.ToLower(params["charset"])
-	if err != nil || typ != mediaJSON && typ != mediaYAML || charset != "" && charset != "utf-8" {
+	if err != nil || !slices.Contains(media, typ) || charset != "" && charset != "utf-8" {
 		p := refused(http.StatusUnsupportedMediaType,
-			fmt.Sprintf("Content-Type is %q; allowed: %s, %s, in UTF-8", r.Header.Get("Content-Type"), mediaJSON, mediaYAML))
-		p.accept = mediaJSON + ", " + mediaYAML
+			fmt.Sprintf("Content-Type is %q; allowed: %s, in UTF-8", r.Header.Get("Content-Type"), strings.Join(media, ", ")))
+		p.accept = strings.Join(media, ", ")
 		return nil, p
 	}
-	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -38,7 +47,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	case err != nil:
 		return nil, refused(http.StatusBadRequest, "the body ended early: "+err.Error())
 	}
-	if typ == mediaJSON {
+	if typ == mediaJSON || strings.HasSuffix(typ, "+json") {
 		// YAML is a superset: without this, YAML that is called JSON would pass.
 		if !json.Valid(data) {
 			return nil, refused(http.StatusBadRequest, syntaxFault(data))

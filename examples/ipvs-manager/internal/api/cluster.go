@@ -22,9 +22,16 @@ import (
 type Cluster interface {
 	// View is what this node knows just now. It does not block.
 	View() ClusterView
-	// AddMember and RemoveMember work on the leader alone.
+	// Changes of members work on the leader alone.
 	AddMember(context.Context, raftstore.Member) (raftstore.Membership, error)
 	RemoveMember(ctx context.Context, name string) error
+	UpdateMember(ctx context.Context, name, raftAddr, httpAddr string) error
+	Promote(ctx context.Context, name string) error
+	TransferLeadership(ctx context.Context, name string) error
+	// Barrier waits until this node has all that was acknowledged anywhere.
+	Barrier(context.Context) error
+	// Backup writes what this node has.
+	Backup(io.Writer) (raftstore.BackupInfo, error)
 }
 
 // ClusterView is the cluster as one server sees it.

@@ -18,9 +18,10 @@ type problem struct {
 	Outcome  string          `json:"outcome,omitempty"`  // of a write: "not applied" or "unknown"
 	Revision *uint64         `json:"revision,omitempty"` // of a conflict: the current one; 0: there is no such object
 	Faults   []lbstate.Fault `json:"faults,omitempty"`
+	Plan     *lbstate.Plan   `json:"plan,omitempty"` // of a plan that is out of date: the one that holds now
 
 	allow      string // methods, for 405
-	accept     string // media types, for 415
+	accept     string // media types, for 415; of a patch in a header of their own (RFC 5789)
 	retryAfter int    // seconds, for 503
 }
 
@@ -31,6 +32,9 @@ const (
 	typeUnavailable = "urn:ipvskit:unavailable"     // not applied: try again
 	typeUnknown     = "urn:ipvskit:outcome-unknown" // look before trying again
 	typeForeign     = "urn:ipvskit:foreign-origin"  // a browser was led here by another site
+	typePlan        = "urn:ipvskit:plan-changed"    // plan says what would be done now
+	typeKey         = "urn:ipvskit:key-reused"      // a new change needs an idempotency key of its own
+	typeCompacted   = "urn:ipvskit:compacted"       // the history does not go back that far
 )
 
 const (
@@ -57,7 +61,10 @@ func (p *problem) send(w http.ResponseWriter, r *http.Request) {
 	if p.allow != "" {
 		h.Set("Allow", p.allow)
 	}
-	if p.accept != "" {
+	switch {
+	case p.accept != "" && r.Method == http.MethodPatch:
+		h.Set("Accept-Patch", p.accept)
+	case p.accept != "":
 		h.Set("Accept", p.accept)
 	}
 	if p.retryAfter > 0 {

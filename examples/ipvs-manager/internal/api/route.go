@@ -30,6 +30,9 @@ func (m methods) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	list := strings.Join(allow, ", ")
 	if r.Method == http.MethodOptions {
 		w.Header().Set("Allow", list)
+		if m[http.MethodPatch] != nil {
+			w.Header().Set("Accept-Patch", strings.Join(patchMedia, ", "))
+		}
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}

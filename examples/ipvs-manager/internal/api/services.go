@@ -296,9 +296,16 @@ const (
 	read        access = iota
 	write              // without a precondition in its headers
 	conditional        // a write with If-Match or If-None-Match
+	dry                // says what a write would do
 )
 
-// writeOptions reads the precondition: If-Match with a revision, or
+const maxReason = 1024
+
+func tooLongReason() *problem {
+	return refused(http.StatusBadRequest, fmt.Sprintf("reason is longer than %d bytes", maxReason))
+}
+
+// writeOptions reads the idempotency key and the precondition: If-Match with a revision, or
 // If-None-Match: * for an object that must not exist yet. There are no names
 // of people yet, so the author is the address that the request came from.
 func writeOptions(r *http.Request) (lbstate.WriteOptions, access, *problem) {
@@ -306,8 +313,12 @@ func writeOptions(r *http.Request) (lbstate.WriteOptions, access, *problem) {
 	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		o.Author = host
 	}
-	if len(o.Reason) > 1024 {
-		return o, write, refused(http.StatusBadRequest, "reason is longer than 1024 bytes")
+	if len(o.Reason) > maxReason {
+		return o, write, tooLongReason()
+	}
+	var p *problem
+	if o.Key, p = idempotencyKey(r); p != nil {
+		return o, write, p
 	}
 	match, none := r.Header.Get("If-Match"), r.Header.Get("If-None-Match")
 	switch {
@@ -365,6 +376,8 @@ func (a *API) failed(err error, kind access) *problem {
 		syntax   *lbstate.SyntaxError
 		invalid  *lbstate.ValidationError
 		conflict *lbstate.ConflictError
+		reused   *lbstate.KeyReusedError
+		planned  *lbstate.PlanChangedError
 	)
 	switch {
 	case errors.As(err, &syntax):
@@ -377,10 +390,19 @@ func (a *API) failed(err error, kind access) *problem {
 			p.Status = http.StatusPreconditionFailed
 		}
 		return p
+	case errors.As(err, &reused):
+		return &problem{Type: typeKey, Status: http.StatusUnprocessableEntity, Detail: err.Error(), Outcome: notApplied}
+	case errors.As(err, &planned):
+		return &problem{Type: typePlan, Status: http.StatusConflict, Detail: err.Error(), Outcome: notApplied, Plan: &planned.Plan}
+	case errors.Is(err, lbstate.ErrCompacted):
+		return &problem{Type: typeCompacted, Status: http.StatusGone, Detail: err.Error()}
 	case errors.Is(err, lbstate.ErrNotFound):
 		return refused(http.StatusNotFound, err.Error())
 	}
-	p := a.unavailable(err, kind != read)
+	p := a.unavailable(err, kind == write || kind == conditional)
+	if kind == dry && p.Status == http.StatusServiceUnavailable {
+		p.Detail = "nothing was changed; try again: " + err.Error()
+	}
 	if p.Status == http.StatusInternalServerError {
 		a.log.Error("request failed", zap.Error(err))
 	}

@@ -224,13 +224,19 @@ func TestMethodsThatAreNotAllowed(t *testing.T) {
 	w := newWorld(t)
 	for path, allow := range map[string]string{
 		"/api/v1/services":                            "GET, HEAD, OPTIONS",
-		"/api/v1/services/web":                        "DELETE, GET, HEAD, OPTIONS, PUT",
+		"/api/v1/services/web":                        "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
 		"/api/v1/services/web/backends/10.1.0.1:8080": "DELETE, GET, HEAD, OPTIONS, PUT",
+		"/api/v1/checks":                              "GET, HEAD, OPTIONS",
+		"/api/v1/checks/up":                           "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
+		"/api/v1/profiles":                            "GET, HEAD, OPTIONS",
+		"/api/v1/profiles/edge":                       "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
+		"/api/v1/settings":                            "GET, HEAD, OPTIONS, PATCH, PUT",
+		"/api/v1/transactions":                        "OPTIONS, POST",
 		"/api/v1/watch":                               "GET, HEAD, OPTIONS",
 		"/api/v1/agents":                              "GET, HEAD, OPTIONS",
 		"/api/v1/cluster":                             "GET, HEAD, OPTIONS",
 		"/api/v1/cluster/members":                     "OPTIONS, POST",
-		"/api/v1/cluster/members/node0":               "DELETE, OPTIONS",
+		"/api/v1/cluster/members/node0":               "DELETE, OPTIONS, PATCH",
 		"/healthz":                                    "GET, HEAD, OPTIONS",
 		"/readyz":                                     "GET, HEAD, OPTIONS",
 	} {

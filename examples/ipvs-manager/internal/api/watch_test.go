@@ -42,7 +42,7 @@ func (w *world) watch(query string, headers ...string) *reader {
 		name, value, _ := strings.Cut(h, ": ")
 		req.Header.Set(name, value)
 	}
-	resp, err := w.client.Do(req) //nolint:bodyclose // the reader closes it
+	resp, err := w.client.Do(req) // the reader closes it
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -76,6 +77,8 @@ type members struct {
 	err     error
 	added   []raftstore.Member
 	removed []string
+	done    []string // other changes
+	backup  string
 }
 
 func (m *members) set(change func(*members)) {
@@ -110,6 +113,34 @@ func (m *members) RemoveMember(_ context.Context, name string) error {
 		m.removed = append(m.removed, name)
 	}
 	return m.err
+}
+
+func (m *members) do(what ...string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err == nil {
+		m.done = append(m.done, strings.Join(what, " "))
+	}
+	return m.err
+}
+
+func (m *members) UpdateMember(_ context.Context, name, raftAddr, httpAddr string) error {
+	return m.do("move", name, raftAddr, httpAddr)
+}
+func (m *members) Promote(_ context.Context, name string) error { return m.do("promote", name) }
+func (m *members) TransferLeadership(_ context.Context, name string) error {
+	return m.do("lead", name)
+}
+func (m *members) Barrier(context.Context) error { return m.do("barrier") }
+func (m *members) Backup(w io.Writer) (raftstore.BackupInfo, error) {
+	if err := m.do("backup"); err != nil {
+		return raftstore.BackupInfo{}, err
+	}
+	_, err := io.WriteString(w, m.backup)
+	if err == nil && m.backup == "half" {
+		err = errors.New("the disk is full")
+	}
+	return raftstore.BackupInfo{}, err
 }
 
 func newWorld(t *testing.T, options ...func(*Config)) *world {
