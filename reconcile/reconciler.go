@@ -72,6 +72,7 @@ func (r *Reconciler) unlock() { r.turn <- struct{}{} }
 // expressed are failures of the account.
 func (r *Reconciler) Apply(ctx context.Context, v lbstate.View) (lbstate.Applied, error) {
 	d, unusable := FromView(v)
+	d.Timeouts, d.Daemons = r.cfg.Timeouts, r.cfg.Daemons
 	rep, err := r.sync(ctx, d, true, unusable)
 	if err != nil {
 		return lbstate.Applied{}, err
