@@ -170,6 +170,7 @@ func TestClusterWithCertificates(t *testing.T) {
 		{"a director", caller(t, file("lb1.key"), key), "/api/v1/services", http.StatusForbidden, `agent \"lb1\"`},
 		{"an operator asks to join", alice, "/raft/v1/node", http.StatusForbidden, `operator \"alice\"`},
 		{"a server asks to join", caller(t, file("node2.key"), key), "/raft/v1/node", http.StatusOK, "node1"},
+		{"an operator is the author of a change", alice, "/api/v1/history", http.StatusOK, `"author": "operator alice"`},
 		{"wrong CA", caller(t, file("mallory.key"), key), "/api/v1/services", 0, ""}, // ends with the handshake
 	} {
 		if status, body := ask(test.client, http.MethodGet, test.path, ""); status != test.status || !strings.Contains(body, test.says) {

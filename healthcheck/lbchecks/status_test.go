@@ -117,7 +117,7 @@ func TestHeldBackendsAreShown(t *testing.T) {
 		}
 		for _, s := range list {
 			switch h := s.Backends[0].Health; {
-			case h.Held && (h.State != lbstate.Up || s.Backends[0].EffectiveWeight == 0 || h.Message == ""):
+			case h.Held && (h.State != lbstate.Up || s.Backends[0].EffectiveWeight == 0 || s.Backends[0].Reason != lbstate.Held || h.Message == ""):
 				t.Errorf("held: %+v", s.Backends[0])
 			case h.Held:
 				held++

@@ -51,8 +51,8 @@ func TestClassify(t *testing.T) {
 		{localError{syscall.ECONNREFUSED}, healthcheck.Local},
 	} {
 		for _, err := range []error{tt.err, fmt.Errorf("wrapped: %w", tt.err), &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", tt.err)}} {
-			if op := new(net.OpError); errors.As(tt.err, &op) {
-				err = fmt.Errorf("once more: %w", op)
+			if errors.As(tt.err, new(*net.OpError)) {
+				err = fmt.Errorf("once more: %w", tt.err)
 			}
 			if got := classify(err); got != tt.want {
 				t.Errorf("%v is %v, want %v", err, got, tt.want)

@@ -35,7 +35,7 @@ func All(parts ...Part) (*Combined, error) { return combine(parts, false) }
 // inconclusive part makes the whole so.
 func Any(parts ...Part) (*Combined, error) { return combine(parts, true) }
 
-func combine(parts []Part, one bool) (*Combined, error) {
+func combine(parts []Part, either bool) (*Combined, error) {
 	if len(parts) == 0 || len(parts) > MaxParts {
 		return nil, fmt.Errorf("combined probe: %d parts, want 1 to %d", len(parts), MaxParts)
 	}
@@ -53,7 +53,7 @@ func combine(parts []Part, one bool) (*Combined, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
-	return &Combined{parts: append([]Part(nil), parts...), any: one}, nil
+	return &Combined{parts: append([]Part(nil), parts...), any: either}, nil
 }
 
 // Probe asks in all ways at once, and returns when each has ended.

@@ -3,6 +3,7 @@ package probe
 import (
 	"bytes"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -28,7 +29,7 @@ func newGRPC(t testing.TB, cfg GRPCConfig) *GRPC {
 func health(t testing.TB, states map[string]string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
-		if err != nil || len(body) < 5 || int(body[4]) != len(body)-5 || r.Method != "POST" || r.URL.Path != "/grpc.health.v1.Health/Check" ||
+		if err != nil || len(body) < 5 || int(body[4]) != len(body)-5 || r.Method != http.MethodPost || r.URL.Path != "/grpc.health.v1.Health/Check" ||
 			r.Header.Get("Content-Type") != "application/grpc" || r.Header.Get("Te") != "trailers" || !strings.HasSuffix(r.Header.Get("Grpc-Timeout"), "m") {
 			t.Errorf("%v, %q, %+v", err, body, r)
 		}
@@ -126,7 +127,7 @@ func TestGRPC(t *testing.T) {
 	}
 	only1 := secure(t, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}, hang)
 	ask(t, newGRPC(t, GRPCConfig{TLS: trusting}), only1.addr, outcome{class: healthcheck.TLS, phase: "tls handshake", found: "no application protocol"})
-	ask(t, newGRPC(t, GRPCConfig{}), serve(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); hang(c) }).addr,
+	ask(t, newGRPC(t, GRPCConfig{}), serve(t, func(c net.Conn) { fmt.Fprint(c, "HTTP/1.1 400 Bad Request\r\n\r\n"); hang(c) }).addr,
 		outcome{class: healthcheck.Protocol, phase: "answer", found: "not HTTP/2"})
 }
 

@@ -223,7 +223,7 @@ func TestHTTP2(t *testing.T) {
 		{"hangs in the body", body, func(p *h2Peer) { p.header(false, ":status", "200") }, outcome{class: healthcheck.Timeout, phase: "body"}},
 		{"closes", none, func(p *h2Peer) { p.end() }, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
 		{"closes in the body", body, func(p *h2Peer) { p.header(false, ":status", "200"); p.end() }, outcome{class: healthcheck.Protocol, phase: "body", found: "closed early"}},
-		{"resets", none, func(p *h2Peer) { _ = p.conn.(*net.TCPConn).SetLinger(0); p.conn.Close() }, outcome{class: healthcheck.Reset, phase: "answer"}},
+		{"resets", none, func(p *h2Peer) { abort(p.conn) }, outcome{class: healthcheck.Reset, phase: "answer"}},
 		{"pushes", none, func(p *h2Peer) {
 			p.WritePushPromise(http2.PushPromiseParam{StreamID: 1, PromiseID: 2, BlockFragment: block(":path", "/"), EndHeaders: true}) //nolint:errcheck // the probe notices
 		}, outcome{class: healthcheck.Protocol, phase: "answer", found: "PUSH_PROMISE"}},

@@ -26,7 +26,7 @@ func (p *HTTP) ask1(ctx context.Context, x exchange, conn io.ReadWriter) (res he
 	in := readers.Get().(*reader)
 	defer in.put()
 	in.reset(conn, headerLimit)
-	a, err := in.answer(x.method) //nolint:bodyclose // the connection ends with it
+	a, err := in.answer(x.method) //nolint:bodyclose // which would read to its end; the connection is closed
 	if err != nil {
 		return failed(ctx, phaseAnswer, p.expected(x), err), 0, ""
 	}

@@ -2,7 +2,6 @@ package probe
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -77,7 +76,7 @@ func TestHTTP(t *testing.T) {
 		{"resets in the body", body, func(c net.Conn) {
 			told(c, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\no")
 			time.Sleep(short / 2)
-			_ = c.(*net.TCPConn).SetLinger(0)
+			abort(c)
 		}, outcome{class: healthcheck.Reset, phase: "body"}},
 		{"closes", HTTPConfig{Path: "/"}, closeEarly, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
 		{"closes in the headers", HTTPConfig{Path: "/"}, sayAndClose("HTTP/1.1 200 OK\r\nContent-Le"), outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
@@ -136,12 +135,12 @@ func request(t *testing.T, cfg HTTPConfig, on string) *http.Request {
 
 func TestHTTPRequest(t *testing.T) {
 	r := request(t, HTTPConfig{Path: "/health?deep=1"}, "")
-	if r.Method != "GET" || r.RequestURI != "/health?deep=1" || !strings.HasPrefix(r.Host, "127.0.0.1:") || !r.Close ||
+	if r.Method != http.MethodGet || r.RequestURI != "/health?deep=1" || !strings.HasPrefix(r.Host, "127.0.0.1:") || !r.Close ||
 		r.Header.Get("User-Agent") == "" || r.Header.Get("Accept") != "*/*" || r.ContentLength != 0 {
 		t.Errorf("%+v", r)
 	}
 	r = request(t, HTTPConfig{Path: "/", Host: "example.com", Method: "OPTIONS", Header: http.Header{"User-Agent": {"me"}, "X-A": {"1", "2"}}}, "")
-	if r.Method != "OPTIONS" || r.Host != "example.com" || r.UserAgent() != "me" || len(r.Header["X-A"]) != 2 || len(r.Header["User-Agent"]) != 1 {
+	if r.Method != http.MethodOptions || r.Host != "example.com" || r.UserAgent() != "me" || len(r.Header["X-A"]) != 2 || len(r.Header["User-Agent"]) != 1 {
 		t.Errorf("%+v", r)
 	}
 	r = request(t, HTTPConfig{Path: "/", Method: "POST"}, "")
@@ -209,9 +208,9 @@ func TestHTTPRedirects(t *testing.T) {
 	hop("/nonsense", "http://[", 302)
 	hop("/file", "file:///etc/passwd", 302)
 	hop("/post", "/get", 303)
-	mux.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(302) })
-	mux.HandleFunc("/end", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "end") })
-	mux.HandleFunc("GET /get", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "end") })
+	mux.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusFound) })
+	mux.HandleFunc("/end", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "end") })
+	mux.HandleFunc("GET /get", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "end") })
 	first := httptest.NewServer(mux)
 	defer first.Close()
 	var secrets []string

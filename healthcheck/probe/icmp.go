@@ -70,7 +70,7 @@ func (p *ICMP) Probe(ctx context.Context, target netip.AddrPort) healthcheck.Res
 	defer conn.Close()
 	defer bind(ctx, conn)()
 	data := make([]byte, p.cfg.Size)
-	rand.Read(data[:tokenSize]) // it never fails
+	rand.Read(data[:tokenSize])
 	if _, err := conn.Write(echoRequest(addr.Is6(), data)); err != nil {
 		return failed(ctx, phaseRequest, expected, err)
 	}

@@ -100,8 +100,14 @@ func hang(c net.Conn) {
 
 // reset reads what comes first and resets the connection.
 func reset(c net.Conn) {
-	c.Read(make([]byte, 4096))    //nolint:errcheck // whatever came
+	c.Read(make([]byte, 4096)) //nolint:errcheck // whatever came
+	abort(c)
+}
+
+// abort closes with a reset.
+func abort(c net.Conn) {
 	c.(*net.TCPConn).SetLinger(0) //nolint:errcheck // the probe notices
+	c.Close()
 }
 
 // closeEarly reads what comes first and closes the connection.
@@ -200,7 +206,7 @@ func (o outcome) check(t testing.TB, got healthcheck.Result) {
 }
 
 // ask probes with a timeout; a class of Timeout must come at it.
-func ask(t testing.TB, p healthcheck.Probe, target netip.AddrPort, want outcome) healthcheck.Result {
+func ask(t testing.TB, p healthcheck.Probe, target netip.AddrPort, want outcome) {
 	t.Helper()
 	timeout := patience
 	if want.class == healthcheck.Timeout {
@@ -214,7 +220,6 @@ func ask(t testing.TB, p healthcheck.Probe, target netip.AddrPort, want outcome)
 		t.Errorf("it took %v with a timeout of %v", took, timeout)
 	}
 	want.check(t, res)
-	return res
 }
 
 // authority signs the certificates of a test's servers.

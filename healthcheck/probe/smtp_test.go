@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -29,7 +30,7 @@ func newSMTP(t testing.TB, cfg SMTPConfig) *SMTP {
 // With cfg it can be asked to STARTTLS.
 func mail(greeting string, replies map[string]string, cfg *tls.Config) func(net.Conn) {
 	return func(c net.Conn) {
-		_, _ = io.WriteString(c, greeting)
+		fmt.Fprint(c, greeting)
 		in := bufio.NewReader(c)
 		for {
 			line, err := in.ReadString('\n')
@@ -42,7 +43,7 @@ func mail(greeting string, replies map[string]string, cfg *tls.Config) func(net.
 				hang(c)
 				return
 			}
-			_, _ = io.WriteString(c, reply)
+			fmt.Fprint(c, reply)
 			if verb == "STARTTLS" && cfg != nil && strings.HasPrefix(reply, "220") {
 				s := tls.Server(c, cfg)
 				if s.Handshake() != nil {
@@ -93,13 +94,13 @@ func TestSMTP(t *testing.T) {
 		{"wrong name", start, mail(greeting, replies(), other), outcome{class: healthcheck.TLS, phase: "tls handshake", found: "127.0.0.1"}},
 		{"more in the clear after STARTTLS", start, mail(greeting, replies("STARTTLS", "220 go on\r\n250 injected\r\n"), nil), outcome{class: healthcheck.Protocol, phase: "answer", found: "in the clear"}},
 		{"no TLS after STARTTLS", start, mail(greeting, replies("STARTTLS", "220 go on\r\n"), nil), outcome{class: healthcheck.Timeout, phase: "tls handshake"}},
-		{"not SMTP", SMTPConfig{}, func(c net.Conn) { _, _ = io.WriteString(c, "SSH-2.0-OpenSSH\r\n"); hang(c) }, outcome{class: healthcheck.Protocol, phase: "answer", found: "SSH"}},
+		{"not SMTP", SMTPConfig{}, func(c net.Conn) { fmt.Fprint(c, "SSH-2.0-OpenSSH\r\n"); hang(c) }, outcome{class: healthcheck.Protocol, phase: "answer", found: "SSH"}},
 		{"hangs", SMTPConfig{}, hang, outcome{class: healthcheck.Timeout, phase: "answer"}},
-		{"hangs in the greeting", SMTPConfig{}, func(c net.Conn) { _, _ = io.WriteString(c, "220-wait"); hang(c) }, outcome{class: healthcheck.Timeout, phase: "answer"}},
+		{"hangs in the greeting", SMTPConfig{}, func(c net.Conn) { fmt.Fprint(c, "220-wait"); hang(c) }, outcome{class: healthcheck.Timeout, phase: "answer"}},
 		{"hangs after the greeting", SMTPConfig{}, mail(greeting, nil, nil), outcome{class: healthcheck.Timeout, phase: "answer", expected: "EHLO"}},
 		{"closes", SMTPConfig{}, func(net.Conn) {}, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
-		{"closes in a reply", SMTPConfig{}, func(c net.Conn) { _, _ = io.WriteString(c, "220-hel") }, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
-		{"resets", SMTPConfig{}, func(c net.Conn) { _, _ = io.WriteString(c, greeting); reset(c) }, outcome{class: healthcheck.Reset, phase: "answer"}},
+		{"closes in a reply", SMTPConfig{}, func(c net.Conn) { fmt.Fprint(c, "220-hel") }, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
+		{"resets", SMTPConfig{}, func(c net.Conn) { fmt.Fprint(c, greeting); reset(c) }, outcome{class: healthcheck.Reset, phase: "answer"}},
 		{"endless greeting", SMTPConfig{}, func(c net.Conn) {
 			for {
 				if _, err := io.WriteString(c, "220-hello again\r\n"); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -35,10 +36,10 @@ func TestTCP(t *testing.T) {
 		{"half open", TCPConfig{}, hang, fine},
 		{"full", TCPConfig{Full: true}, hang, fine},
 		{"sent and not answered", TCPConfig{Send: []byte("QUIT\r\n")}, hang, fine},
-		{"banner", banner, func(c net.Conn) { _, _ = io.WriteString(c, "+OK ready\r\n"); hang(c) }, fine},
+		{"banner", banner, func(c net.Conn) { fmt.Fprint(c, "+OK ready\r\n"); hang(c) }, fine},
 		{"banner in drops", banner, func(c net.Conn) {
 			for _, b := range []byte("hello +OK") {
-				_, _ = c.Write([]byte{b})
+				fmt.Fprintf(c, "%c", b)
 			}
 			hang(c)
 		}, fine},
@@ -52,14 +53,14 @@ func TestTCP(t *testing.T) {
 		},
 		{"accepts and hangs", banner, hang, outcome{class: healthcheck.Timeout, phase: "answer", expected: `"+OK"`, found: "no answer", advice: "raise the timeout"}},
 		{
-			"hangs after a few words", banner, func(c net.Conn) { _, _ = io.WriteString(c, "+O"); hang(c) },
+			"hangs after a few words", banner, func(c net.Conn) { fmt.Fprint(c, "+O"); hang(c) },
 			outcome{class: healthcheck.Timeout, phase: "answer", found: `(so far "+O")`},
 		},
 		{"closes at once", banner, func(net.Conn) {}, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
 		{"closes after a request", TCPConfig{Send: []byte("x"), Expect: banner.Expect}, closeEarly, outcome{class: healthcheck.Protocol, phase: "answer", found: "closed early"}},
 		{"resets", TCPConfig{Send: []byte("x"), Expect: banner.Expect}, reset, outcome{class: healthcheck.Reset, phase: "answer", found: "reset", advice: "protocol"}},
 		{
-			"says something else", banner, func(c net.Conn) { _, _ = io.WriteString(c, "-ERR\x00\r\n\u2028busy") },
+			"says something else", banner, func(c net.Conn) { fmt.Fprint(c, "-ERR\x00\r\n\u2028busy") },
 			outcome{class: healthcheck.BadBody, phase: "answer", expected: `"+OK"`, found: `"-ERR`},
 		},
 		{

@@ -17,19 +17,26 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ipvskit/ipvskit/internal/bench/fanoutbench"
 	"github.com/ipvskit/ipvskit/internal/bench/figures"
+	"github.com/ipvskit/ipvskit/internal/bench/healthbench"
 	"github.com/ipvskit/ipvskit/internal/bench/raftbench"
 	"github.com/ipvskit/ipvskit/internal/bench/reconcilebench"
+	"github.com/ipvskit/ipvskit/internal/bench/statebench"
 )
 
 // subjects maps a word on the command line to what it runs.
 var subjects = map[string]func(context.Context, figures.Options) error{
+	"fanout":    fanoutbench.Run,
+	"health":    healthbench.Run,
 	"raft":      raftbench.Run,
 	"reconcile": func(ctx context.Context, o figures.Options) error { return reconcilebench.Run(ctx, o.Quick, os.Stdout) },
+	"state":     statebench.Run,
 }
 
 func main() {
 	raftbench.Child()
+	fanoutbench.Child()
 	quick := flag.Bool("quick", false, "a run of about a minute")
 	flag.Usage = usage
 	flag.Parse()

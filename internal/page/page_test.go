@@ -236,6 +236,63 @@ backends:
 	}
 }
 
+// TestHistory: the page shows who changed what and why, a revision's diff, and
+// goes back to one; if anything came between, it does not.
+func TestHistory(t *testing.T) {
+	m := singleon(t)
+	p := open(t, m)
+	p.expect("status of 412")
+	p.sees("#history-list", "Nothing was changed yet")
+	put := func(query string, weight int) {
+		m.put("web"+query, object{"vip": "192.0.2.10", "port": 80, "backends": []object{{"address": "10.1.0.1", "port": 8080, "weight": weight}}})
+	}
+	put("?reason=the+shop+opens", 7)
+	put("", 3)
+	p.row("History", 0, "2", "*", "127.0.0.1", "service web changed")
+	p.row("History", 1, "1", "*", "127.0.0.1", "service web created | the shop opens")
+
+	p.click("#history-list", "1")
+	p.sees("#past[open]", "Revision 1", "the shop opens", "create service web", "backends[10.1.0.1:8080].weight: 3 → 7")
+	p.shots("history")
+
+	// Someone else changes it while it is read.
+	put("", 5)
+	p.click("#past", "Go back to this revision")
+	p.click("#past", "Go back: press again")
+	p.sees("#past-faults", "configuration is at revision 3", "read it again")
+	p.click("#past", "Close")
+	p.row("Backends of web", 0, "10.1.0.1:8080", "in service", "5", "no check")
+
+	p.click("#history-list", "1")
+	p.sees("#past[open]", "weight: 5 → 7")
+	p.write("#past-reason", "it was better")
+	p.click("#past", "Go back to this revision")
+	p.click("#past", "Go back: press again")
+	p.row("Backends of web", 0, "10.1.0.1:8080", "in service", "7", "no check")
+	p.row("History", 0, "4", "*", "127.0.0.1", "service web changed | it was better")
+	eventually(t, "the dialog is closed", func() (string, bool) {
+		return p.text("#past"), !read[bool](p, `document.querySelector("#past").open`)
+	})
+
+	// What is now needs no going back.
+	p.click("#history-list", "4")
+	p.sees("#past[open]", "weight: 5 → 7", "this is the configuration now")
+	if !read[bool](p, `document.querySelector("#past-back").disabled`) {
+		t.Error("one can go back to what is now")
+	}
+	p.click("#past", "Close")
+
+	for weight := range 8 {
+		put("", weight+20)
+	}
+	p.row("History", 9, "3", "*", "*", "service web changed")
+	if rows := p.table("History"); len(rows) != 10 {
+		t.Errorf("%d revisions are shown", len(rows))
+	}
+	p.click("#history-list", "Show older")
+	p.row("History", 11, "1", "*", "127.0.0.1", "service web created | the shop opens")
+}
+
 // editing waits until the editor has the service, and returns the text.
 func (p *tab) editing(name string) string {
 	p.t.Helper()

@@ -283,3 +283,12 @@ func TestAnySequenceEqualsTheFullState(t *testing.T) {
 		before = v.Revision
 	}
 }
+
+// ended stops a client and checks how Run ends.
+func ended(t *testing.T, cancel context.CancelFunc, done <-chan error) {
+	t.Helper()
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}

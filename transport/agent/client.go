@@ -248,6 +248,10 @@ func (c *Client) disconnected(server string, err error) {
 	}
 }
 
+// clientWindow bounds what an agent's host buffers before it is taken, in bytes:
+// a whole state arrives at ten megabytes a second where an answer takes 100 ms.
+const clientWindow = 1 << 20
+
 func (c *Client) dial(server string) (*grpc.ClientConn, error) {
 	creds := c.cfg.Credentials
 	if creds == nil {
@@ -256,6 +260,10 @@ func (c *Client) dial(server string) (*grpc.ClientConn, error) {
 	opts := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxServerMessage)),
+		// No pings to estimate the windows, which the server would have to answer
+		// for each change.
+		grpc.WithStaticStreamWindowSize(clientWindow),
+		grpc.WithStaticConnWindowSize(clientWindow),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithDisableServiceConfig(),
 	}, c.cfg.DialOptions...)

@@ -64,12 +64,17 @@ func (k *known) acked(name string, ack *agentpb.Ack) {
 			a.AppliedRevision, a.Applied = ack.GetRevision(), appliedFromProto(ack.GetApplied())
 			a.Received = max(a.Received, ack.GetRevision())
 		case agentpb.Ack_HELD:
-			a.Held = ack.GetReason()
+			a.Held = clip(ack.GetReason())
 		case agentpb.Ack_REJECTED, agentpb.Ack_FAILED:
-			a.Rejected = ack.GetReason()
+			a.Rejected = clip(ack.GetReason())
 		}
 	})
 }
+
+// clip bounds what an agent's reason takes in this server's memory.
+func clip(reason string) string { return reason[:min(len(reason), maxReason)] }
+
+const maxReason = 1024
 
 // forget drops who has been gone for long, and the longest gone where there
 // are too many. The caller holds mu.

@@ -22,15 +22,24 @@ func appliedFromProto(p *agentpb.Applied) lbstate.Applied {
 		Operations: int(p.GetOperations()), Draining: int(p.GetDraining()), Collisions: p.GetCollisions(),
 	}
 	for _, f := range p.GetFailures() {
-		a.Failures = append(a.Failures, lbstate.Failure{Object: f.GetObject(), Op: f.GetOp(), Reason: f.GetReason()})
+		if len(a.Failures) == maxFailures {
+			break
+		}
+		a.Failures = append(a.Failures, lbstate.Failure{Object: clip(f.GetObject()), Op: clip(f.GetOp()), Reason: clip(f.GetReason())})
+	}
+	a = bounded(a)
+	for i, c := range a.Collisions {
+		a.Collisions[i] = clip(c)
 	}
 	return a
 }
 
+// maxFailures are told of one account; more would say no more.
+const maxFailures = 100
+
 // bounded keeps an account small enough for one message.
 func bounded(a lbstate.Applied) lbstate.Applied {
-	const most = 100
-	a.Failures = a.Failures[:min(len(a.Failures), most)]
-	a.Collisions = a.Collisions[:min(len(a.Collisions), most)]
+	a.Failures = a.Failures[:min(len(a.Failures), maxFailures)]
+	a.Collisions = a.Collisions[:min(len(a.Collisions), maxFailures)]
 	return a
 }

@@ -336,7 +336,7 @@ func TestOversizedUpdate(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	defer func() { cancel(); _ = <-done }()
+	defer ended(t, cancel, done)
 	s.run(func(w *wire) error {
 		if err := w.welcome(7); err != nil {
 			return err
@@ -540,7 +540,7 @@ func TestAgentReturnsHome(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	defer func() { cancel(); _ = <-done }()
+	defer ended(t, cancel, done)
 	servedBy := func(i int) func() bool {
 		return func() bool { st := c.Status(); return st.Connected && st.Server == addrs[i] }
 	}

@@ -183,8 +183,12 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(16), // per connection; an agent needs one
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.ReadBufferSize(4 << 10),
+		grpc.ReadBufferSize(1 << 10), // acknowledgements are small; a TLS record has a buffer anyway
 		grpc.WriteBufferSize(16 << 10),
+		// Agents say little. Windows of a set size also spare the pings by which
+		// gRPC estimates them, one for nearly every acknowledgement.
+		grpc.StaticStreamWindowSize(64 << 10),
+		grpc.StaticConnWindowSize(128 << 10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}

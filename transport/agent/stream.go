@@ -47,6 +47,7 @@ type stream struct {
 	// From receive to the handler.
 	heard  atomic.Int64 // Unix nanoseconds of the last message
 	first  chan *agentpb.Hello
+	served chan struct{} // closed by the handler once hello is judged: receive goes on
 	acks   chan *agentpb.Ack
 	renews chan *agentpb.Renew
 
@@ -106,7 +107,7 @@ func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agent
 	defer cancel(nil)
 	st := &stream{
 		server: s, grpc: g, cancel: cancel,
-		first: make(chan *agentpb.Hello, 1), acks: make(chan *agentpb.Ack, 1), renews: make(chan *agentpb.Renew, 1),
+		first: make(chan *agentpb.Hello, 1), served: make(chan struct{}), acks: make(chan *agentpb.Ack, 1), renews: make(chan *agentpb.Renew, 1),
 		released: make(chan struct{}, 1), sent: make(chan error, 1),
 	}
 	s.streams.Go(func() { st.receive(ctx) })
@@ -190,6 +191,7 @@ func (st *stream) serve(ctx context.Context) error {
 	if a := h.GetApplied(); a != nil {
 		s.known.acked(hello.Name, &agentpb.Ack{Kind: agentpb.Ack_APPLIED, Revision: a.GetRevision(), Applied: a})
 	}
+	close(st.served)
 	s.log.Info("agent connected", zap.String("agent", hello.Name), zap.String("address", hello.Address), zap.Uint64("revision", hello.Revision))
 
 	cluster := s.cfg.Cluster()
@@ -197,15 +199,12 @@ func (st *stream) serve(ctx context.Context) error {
 		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version, Predecessors: s.cfg.Predecessors(),
 		HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
 	}}})
-	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = h.GetHeld()[:min(len(h.GetHeld()), maxReason)] })
+	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = clip(h.GetHeld()) })
 	if h.GetHeld() != "" {
 		st.release()
 	}
 	return st.follow(ctx, cluster, h)
 }
-
-// maxReason bounds what an agent's reasons take in this server's memory.
-const maxReason = 1024
 
 func checkHello(h *agentpb.Hello) error {
 	if n := len(h.GetName()); n == 0 || n > 253 {
@@ -231,6 +230,11 @@ func (st *stream) receive(ctx context.Context) {
 	}
 	st.heard.Store(time.Now().UnixNano())
 	st.first <- m.GetHello()
+	select {
+	case <-st.served:
+	case <-ctx.Done():
+		return
+	}
 	for {
 		m, err := st.grpc.Recv()
 		if err != nil {

@@ -1,5 +1,6 @@
-// Package api is the HTTP API of a server: services and backends, the watch,
-// agents, the cluster and its members, and health.
+// Package api is the HTTP API of a server: services, backends and the other
+// objects of the configuration, with their history, transactions and plans; the
+// watch, agents, the cluster and its members, and health.
 //
 // A request is bounded in size and time. Every error is a problem as RFC 9457
 // has it, and names every field's fault. Reads are linearizable unless
@@ -57,6 +58,7 @@ type API struct {
 	cfg     Config
 	log     *zap.Logger
 	streams chan struct{} // a token for each open watch
+	reading chan struct{} // a token for each configuration that is being read
 	pace    pace          // of the watches
 	closing context.Context
 	close   context.CancelFunc
@@ -80,7 +82,7 @@ func New(cfg Config) (*API, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	a := &API{cfg: cfg, log: cfg.Logger.Named("api"), streams: make(chan struct{}, maxStreams), pace: pace{heartbeatEvery, streamWriteTimeout}}
+	a := &API{cfg: cfg, log: cfg.Logger.Named("api"), streams: make(chan struct{}, maxStreams), reading: make(chan struct{}, maxReading), pace: pace{heartbeatEvery, streamWriteTimeout}}
 	a.closing, a.close = context.WithCancel(context.Background())
 	return a, nil
 }
@@ -106,6 +108,14 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/profiles/{name}":                    {get: a.get(directorProfiles), put: a.put(directorProfiles), patch: a.patch(directorProfiles), del: a.remove(directorProfiles)},
 		"/api/v1/settings":                           {get: a.get(settings), put: a.put(settings), patch: a.patch(settings)},
 		"/api/v1/transactions":                       {post: a.transact},
+		"/api/v1/history":                            {get: a.history},
+		"/api/v1/history/{revision}":                 {get: a.revision},
+		"/api/v1/diff":                               {get: a.diff},
+		"/api/v1/config":                             {get: a.configuration},
+		"/api/v1/rollback":                           {post: a.rollback},
+		"/api/v1/plan":                               {post: a.plan},
+		"/api/v1/apply":                              {post: a.apply},
+		"/api/v1/import/{format}":                    {post: a.importText},
 		"/api/v1/watch":                              {get: a.watch},
 		"/api/v1/agents":                             {get: a.agents},
 		"/api/v1/cluster":                            {get: a.cluster},

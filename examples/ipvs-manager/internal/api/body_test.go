@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -88,6 +89,16 @@ func FuzzWrite(f *testing.F) {
 		f.Add(mediaYAML, "10.1.0.1:80", []byte(s))
 		f.Add(mediaYAML, "members", []byte(s))
 	}
+	f.Add(mediaPatch, "PATCH /api/v1/services/web", []byte(`{"vip": "192.0.2.11", "notes": null}`))
+	f.Add(mediaPatch, "PATCH /api/v1/settings", []byte(`{"history_age": "1h"}`))
+	f.Add(mediaJSON, "PUT /api/v1/checks/up", []byte(up))
+	f.Add(mediaYAML, "PUT /api/v1/profiles/edge", []byte(edge))
+	f.Add(mediaYAML, "POST /api/v1/transactions", []byte("operations: [{put: {service: {name: web, vip: 192.0.2.10, port: 80}}}]"))
+	f.Add(mediaYAML, "POST /api/v1/plan?prune=1", []byte(shop))
+	f.Add(mediaYAML, "POST /api/v1/apply?hash=x", []byte(shop))
+	f.Add(mediaText, "POST /api/v1/import/ipvsadm", []byte(saved))
+	f.Add(mediaText, "POST /api/v1/import/keepalived?view=config", []byte(kept))
+	f.Add(mediaJSON, "POST /api/v1/rollback", []byte(`{"revision": 1}`))
 	state := lbstate.New(lbstate.Config{})
 	local, err := lbstate.NewLocal(f.TempDir(), state)
 	if err != nil {
@@ -108,10 +119,17 @@ func FuzzWrite(f *testing.F) {
 		}
 		r := httptest.NewRequest(http.MethodPut, "/api/v1/services/web", strings.NewReader(string(body)))
 		r.Header.Set("Content-Type", typ)
-		switch name {
-		case "members":
+		method, path, other := strings.Cut(name, " ")
+		switch {
+		case other:
+			u, err := url.ParseRequestURI(path)
+			if err != nil {
+				return
+			}
+			r.Method, r.URL = method, u
+		case name == "members":
 			r.Method, r.URL.Path = http.MethodPost, "/api/v1/cluster/members"
-		case "web":
+		case name == "web":
 		default:
 			r.URL.Path = "/api/v1/services/web/backends/" + name
 		}
@@ -127,7 +145,7 @@ func FuzzWrite(f *testing.F) {
 		if w.Code >= 500 && w.Code != http.StatusServiceUnavailable {
 			t.Fatalf("status %d: %s", w.Code, w.Body)
 		}
-		if w.Code/100 != 3 && !json.Valid(w.Body.Bytes()) {
+		if w.Code/100 != 3 && w.Code != http.StatusNoContent && !json.Valid(w.Body.Bytes()) {
 			t.Fatalf("status %d with %q", w.Code, w.Body)
 		}
 	})
@@ -136,7 +154,7 @@ func FuzzWrite(f *testing.F) {
 // FuzzPath: no path and no query breaks anything, nor changes anything when it
 // is only read.
 func FuzzPath(f *testing.F) {
-	for _, s := range []string{"/", "/api/v1/services/web", "/api/v1/services/web/backends/[::1]:80", "/api/v1/services/a%2fb?stale=x", "/api/v1/watch?from=x", "//x", "/api/v1/../healthz", "/api/v1/cluster?local=maybe"} {
+	for _, s := range []string{"/", "/api/v1/services/web", "/api/v1/services/web/backends/[::1]:80", "/api/v1/services/a%2fb?stale=x", "/api/v1/watch?from=x", "/api/v1/history/9?before=1", "/api/v1/history?object=check/up&limit=3", "/api/v1/diff?from=0&to=0", "/api/v1/config?revision=0", "/api/v1/profiles/x", "//x", "/api/v1/../healthz", "/api/v1/cluster?local=maybe"} {
 		f.Add(http.MethodGet, s, "lb.example")
 		f.Add(http.MethodDelete, s, "127.0.0.1:80")
 	}

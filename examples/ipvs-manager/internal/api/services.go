@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -305,14 +304,11 @@ func tooLongReason() *problem {
 	return refused(http.StatusBadRequest, fmt.Sprintf("reason is longer than %d bytes", maxReason))
 }
 
-// writeOptions reads the idempotency key and the precondition: If-Match with a revision, or
-// If-None-Match: * for an object that must not exist yet. There are no names
-// of people yet, so the author is the address that the request came from.
+// writeOptions reads who asks and why, the idempotency key, and the
+// precondition: If-Match with a revision, or If-None-Match: * for an object that
+// must not exist yet.
 func writeOptions(r *http.Request) (lbstate.WriteOptions, access, *problem) {
-	o := lbstate.WriteOptions{Author: r.RemoteAddr, Reason: r.URL.Query().Get("reason")}
-	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
-		o.Author = host
-	}
+	o := lbstate.WriteOptions{Author: author(r), Reason: r.URL.Query().Get("reason")}
 	if len(o.Reason) > maxReason {
 		return o, write, tooLongReason()
 	}

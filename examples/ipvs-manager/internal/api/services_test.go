@@ -232,6 +232,14 @@ func TestMethodsThatAreNotAllowed(t *testing.T) {
 		"/api/v1/profiles/edge":                       "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
 		"/api/v1/settings":                            "GET, HEAD, OPTIONS, PATCH, PUT",
 		"/api/v1/transactions":                        "OPTIONS, POST",
+		"/api/v1/history":                             "GET, HEAD, OPTIONS",
+		"/api/v1/history/3":                           "GET, HEAD, OPTIONS",
+		"/api/v1/diff":                                "GET, HEAD, OPTIONS",
+		"/api/v1/config":                              "GET, HEAD, OPTIONS",
+		"/api/v1/rollback":                            "OPTIONS, POST",
+		"/api/v1/plan":                                "OPTIONS, POST",
+		"/api/v1/apply":                               "OPTIONS, POST",
+		"/api/v1/import/ipvsadm":                      "OPTIONS, POST",
 		"/api/v1/watch":                               "GET, HEAD, OPTIONS",
 		"/api/v1/agents":                              "GET, HEAD, OPTIONS",
 		"/api/v1/cluster":                             "GET, HEAD, OPTIONS",
@@ -261,7 +269,7 @@ func TestMethodsThatAreNotAllowed(t *testing.T) {
 func TestHeadHasHeadersAlone(t *testing.T) {
 	w := newWorld(t)
 	w.put("/api/v1/services/web", web)
-	for _, path := range []string{"/api/v1/services", "/api/v1/services/web", "/api/v1/watch", "/api/v1/agents", "/api/v1/cluster", "/healthz", "/readyz"} {
+	for _, path := range []string{"/api/v1/services", "/api/v1/services/web", "/api/v1/checks", "/api/v1/settings", "/api/v1/history", "/api/v1/history/1", "/api/v1/diff?from=0", "/api/v1/config", "/api/v1/watch", "/api/v1/agents", "/api/v1/cluster", "/healthz", "/readyz"} {
 		if a := w.do(http.MethodHead, path, ""); a.status != http.StatusOK || len(a.body) != 0 || a.header.Get("Content-Type") == "" {
 			t.Errorf("HEAD %s: %d %v %s", path, a.status, a.header, a.body)
 		}

@@ -72,9 +72,7 @@ func (a *API) wroteBatch(w http.ResponseWriter, r *http.Request, kind access, re
 		a.failed(err, kind).send(w, r)
 		return
 	}
-	if res.Objects == nil {
-		res.Objects = []lbstate.ObjectOutcome{}
-	}
+	res.Objects = listed(res.Objects)
 	send(w, r, http.StatusOK, res)
 }
 

@@ -23,7 +23,7 @@ func TestFiles(t *testing.T) {
 		return w
 	}
 	for path, typ := range map[string]string{
-		"/": "text/html", "/app.js": "text/javascript", "/dom.js": "text/javascript", "/editor.js": "text/javascript",
+		"/": "text/html", "/app.js": "text/javascript", "/dom.js": "text/javascript", "/editor.js": "text/javascript", "/history.js": "text/javascript",
 		"/app.css": "text/css", "/favicon.svg": "image/svg+xml",
 	} {
 		resp := ask(http.MethodGet, path)

@@ -3,7 +3,8 @@
 // not in the replicated state. The poll also notices a server that is gone,
 // which an event stream alone may not for minutes.
 import { edit } from "./editor.js";
-import { el, fill, pill, since, table } from "./dom.js";
+import { keepUp } from "./history.js";
+import { el, fill, moment, pill, since, table } from "./dom.js";
 
 const pollEvery = 2000; // milliseconds
 const pollSoon = 250; // after a change
@@ -55,6 +56,7 @@ async function poll() {
     heard = Date.now();
     showServers();
     showAgents();
+    if (!document.hidden) keepUp(revision);
   } catch {
     failed++;
   }
@@ -251,13 +253,6 @@ function backendRows(s) {
     ]);
   }
   return rows;
-}
-
-// moment shows a time of today as such, and an older one with its date.
-function moment(at) {
-  const today = at.toDateString() === new Date().toDateString();
-  return el("time", { datetime: at.toISOString(), title: at.toLocaleString(), class: "num" },
-    today ? at.toLocaleTimeString() : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
 }
 
 function backendState(b) {

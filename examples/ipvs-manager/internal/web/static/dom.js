@@ -60,3 +60,10 @@ export function since(ms) {
   if (s < 129600) return `${Math.round(s / 3600)} h`;
   return `${Math.round(s / 86400)} days`;
 }
+
+// moment shows a time of today as such, and an older one with its date.
+export function moment(at) {
+  const today = at.toDateString() === new Date().toDateString();
+  return el("time", { datetime: at.toISOString(), title: at.toLocaleString(), class: "num" },
+    today ? at.toLocaleTimeString() : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
+}
