@@ -26,7 +26,8 @@ const maxImportBytes = 16 << 20
 // importer collects services and what is to be said of them.
 type importer struct {
 	services []Service
-	lines    []int // of each service
+	names    map[string]bool // of services
+	lines    []int           // of each service
 	notes    []ImportNote
 }
 
@@ -45,10 +46,14 @@ func (im *importer) tooLong(data []byte) bool {
 
 // add begins a service, unless there is one with the same listener.
 func (im *importer) add(line int, s Service) *Service {
-	if slices.ContainsFunc(im.services, func(o Service) bool { return o.Name == s.Name }) {
+	if im.names[s.Name] {
 		im.note(line, s.Name, "stands twice; this one is left out")
 		return nil
 	}
+	if im.names == nil {
+		im.names = map[string]bool{}
+	}
+	im.names[s.Name] = true
 	im.services = append(im.services, s)
 	im.lines = append(im.lines, line)
 	return &im.services[len(im.services)-1]

@@ -30,6 +30,7 @@ import (
 const (
 	transferTimeout = 2 * time.Second
 	drainTimeout    = 5 * time.Second // for requests that are under way at the end
+	pruneEvery      = time.Hour       // of what the history has beyond its age
 )
 
 // runServer is the roles server and singleon, until ctx ends.
@@ -66,12 +67,14 @@ func runServer(ctx context.Context, cfg config, log *zap.Logger, stdout io.Write
 //	HTTP port     Run         Shutdown             requests
 //	director      Run         end of life          the kernel (singleon)
 //	announcer     Run         end of life          -
+//	history       Run         end of life          -
 //	revocations   Run         end of life          -
 type server struct {
 	cfg config
 	log *zap.Logger
 
 	store     *raftstore.Store
+	state     *lbstate.Store
 	transport *peer.Transport
 	formation *formation.Node
 	checks    *lbchecks.Runner
@@ -125,6 +128,7 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 		return nil, fmt.Errorf("--raft_vol_dir %s: %w", cfg.volDir, err)
 	}
 	lb := lbstate.NewStore(state, s.store.Machine(lbstate.Bucket))
+	s.state = lb
 	fc := formation.Config{Store: s.store, List: cfg.cluster, Self: cfg.httpAddress(), Without: cfg.without, Logger: log}
 	if s.identity != nil {
 		fc.Client, fc.Scheme = s.identity.HTTPClient(), "https"
@@ -250,6 +254,7 @@ func (s *server) Run(ctx context.Context) error {
 		return err
 	})
 	part("announcer", s.announce)
+	part("history", func(ctx context.Context) error { return regularly(ctx, time.Tick(pruneEvery), s.prune, s.log) })
 	if s.identity != nil {
 		part("revocations", s.recheck)
 	}
@@ -381,6 +386,31 @@ func (s *server) announce(ctx context.Context) error {
 		case <-changed:
 		case <-ctx.Done():
 			return nil
+		}
+	}
+}
+
+// prune drops what the history has beyond its age, while this node leads: no
+// clock is read when commands are applied.
+func (s *server) prune(ctx context.Context) error {
+	if leading, _, _ := s.store.Leadership(); !leading {
+		return nil
+	}
+	_, err := s.state.PruneHistory(ctx, lbstate.WriteOptions{Author: s.cfg.nodeID, Reason: "older than settings.history_age"})
+	return err
+}
+
+// regularly calls do at each tick, until ctx ends. What fails is said, and tried
+// again at the next.
+func regularly(ctx context.Context, tick <-chan time.Time, do func(context.Context) error, log *zap.Logger) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick:
+		}
+		if err := do(ctx); err != nil && ctx.Err() == nil {
+			log.Warn("the history was not pruned", zap.Error(err))
 		}
 	}
 }

@@ -1,5 +1,6 @@
-// Package api is the HTTP API of a server: services and backends, the watch,
-// agents, the cluster and its members, and health.
+// Package api is the HTTP API of a server: services, backends and the other
+// objects of the configuration, with their history, transactions and plans; the
+// watch, agents, the cluster and its members, and health.
 //
 // A request is bounded in size and time. Every error is a problem as RFC 9457
 // has it, and names every field's fault. Reads are linearizable unless

@@ -109,11 +109,14 @@ func syntaxFault(data []byte) string {
 func send(w http.ResponseWriter, r *http.Request, status int, v any) {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
-	enc.SetIndent("", "  ")
+	inYAML := wantsYAML(r)
+	if !inYAML { // which would read the spaces again, slowly
+		enc.SetIndent("", "  ")
+	}
 	enc.SetEscapeHTML(false)
 	err := enc.Encode(v)
 	typ, data := mediaJSON, buf.Bytes()
-	if err == nil && wantsYAML(r) {
+	if err == nil && inYAML {
 		typ = mediaYAML
 		data, err = yaml.JSONToYAML(data)
 	}

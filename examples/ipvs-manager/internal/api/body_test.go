@@ -154,7 +154,7 @@ func FuzzWrite(f *testing.F) {
 // FuzzPath: no path and no query breaks anything, nor changes anything when it
 // is only read.
 func FuzzPath(f *testing.F) {
-	for _, s := range []string{"/", "/api/v1/services/web", "/api/v1/services/web/backends/[::1]:80", "/api/v1/services/a%2fb?stale=x", "/api/v1/watch?from=x", "//x", "/api/v1/../healthz", "/api/v1/cluster?local=maybe"} {
+	for _, s := range []string{"/", "/api/v1/services/web", "/api/v1/services/web/backends/[::1]:80", "/api/v1/services/a%2fb?stale=x", "/api/v1/watch?from=x", "/api/v1/history/9?before=1", "/api/v1/history?object=check/up&limit=3", "/api/v1/diff?from=0&to=0", "/api/v1/config?revision=0", "/api/v1/profiles/x", "//x", "/api/v1/../healthz", "/api/v1/cluster?local=maybe"} {
 		f.Add(http.MethodGet, s, "lb.example")
 		f.Add(http.MethodDelete, s, "127.0.0.1:80")
 	}
