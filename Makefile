@@ -10,9 +10,11 @@ test: unit kernel whole-way
 unit:
 	$(GO) test ./...
 
-## kernel: the tests that need a real IPVS kernel, inside user-mode Linux
+## kernel: the tests that need a real IPVS kernel, inside user-mode Linux; those
+## of iptables' nft variant in a namespace of this host, if its kernel has nft nat
 kernel:
 	internal/uml/suite kernel
+	internal/uml/suite nft
 
 ## whole-way: from one HTTP request to packets through IPVS, inside it too
 whole-way:

@@ -174,6 +174,8 @@ func TestUnknownCommandsStop(t *testing.T) {
 		"unknown field far": valid(func(c *lbstatepb.Command) {
 			c.GetTransaction().Operations[0].GetDelete().ProtoReflect().SetUnknown(field)
 		}),
+		"a bomb":       valid(func(c *lbstatepb.Command) { c.Kind = &lbstatepb.Command_Deflated{Deflated: bomb()} }),
+		"not deflated": valid(func(c *lbstatepb.Command) { c.Kind = &lbstatepb.Command_Deflated{Deflated: []byte("x")} }),
 		"not protobuf": []byte("{}"),
 		"too long":     make([]byte, MaxCommandBytes+1),
 	} {
