@@ -82,7 +82,7 @@ type Check struct {
 	Initial State
 
 	// Canary marks a target that is expected to be always up (a gateway, a
-	// resolver): while one fails, mass failure is suspected to be this host's.
+	// resolver): when all of them answer, a mass failure is not this host's.
 	Canary bool
 }
 

@@ -8,9 +8,9 @@ import (
 // Hold says when falls are so many at once that this host is suspected before
 // they are believed. While a hold lasts, targets that fall stay up in effect.
 //
-// It ends when most targets came back, or when the canaries answer: those that
-// are still down are asked again at once, and each is believed when it fails
-// again. It also ends at its limit in time, or by request: then they are
+// It ends when most targets came back, or when every canary answers, which are
+// asked at once when it begins: those that are still down are asked again at
+// once, and each is believed when it fails again. It also ends at its limit in time, or by request: then they are
 // believed at once.
 type Hold struct {
 	// Share of the targets that were up which must fall within Window. Default
@@ -80,9 +80,8 @@ type fall struct {
 }
 
 // fell takes note that r fell, of up checks that are up in effect (r is one of
-// them), and says whether it is to be held. suspicious is asked only when the
-// falls are enough for a hold, and says whether this host may be to blame.
-func (h *episode) fell(r *record, now time.Duration, up int, suspicious func() bool) (hold, began bool) {
+// them), and says whether it is to be held, and whether a hold began by it.
+func (h *episode) fell(r *record, now time.Duration, up int) (hold, began bool) {
 	r.fell = now
 	h.prune(now)
 	h.falls = append(h.falls, fall{now, r})
@@ -97,7 +96,7 @@ func (h *episode) fell(r *record, now time.Duration, up int, suspicious func() b
 	if h.spent && h.down*2 <= int(h.Share*float64(population)) {
 		h.spent = false
 	}
-	if !enough || h.spent || h.Share >= 1 || !suspicious() {
+	if !enough || h.spent || h.Share >= 1 {
 		return false, false
 	}
 	h.active, h.since, h.from = true, now, h.falls[0].at
@@ -145,8 +144,9 @@ func (e *Engine) fallen(r *record, now time.Duration) {
 		e.believe(r, now)
 		return
 	}
-	hold, began := e.hold.fell(r, now, e.count[Up], e.canariesSuspect)
+	hold, began := e.hold.fell(r, now, e.count[Up])
 	if began {
+		e.askCanaries()
 		e.events = append(e.events, event{kind: eventHoldBegan, text: e.hold.why, count: e.hold.held})
 	}
 	if hold {
@@ -156,15 +156,17 @@ func (e *Engine) fallen(r *record, now time.Duration) {
 	}
 }
 
-// canariesSuspect says whether this host may be to blame for a mass failure:
-// without canaries it may, otherwise only while one of them does not answer.
-func (e *Engine) canariesSuspect() bool {
+// askCanaries has every canary asked at once: what one said before the falls
+// does not vouch for this host now.
+func (e *Engine) askCanaries() {
+	var again []*record
 	for r := range e.canaries {
-		if r.streak <= 0 {
-			return true
+		if r.place == wheeled {
+			e.unplace(r)
+			again = append(again, r)
 		}
 	}
-	return len(e.canaries) == 0
+	e.begin(again)
 }
 
 // canariesAnswered says whether every canary succeeded since t.

@@ -192,7 +192,10 @@ func TestCanaries(t *testing.T) {
 			Check{ID: "resolver", Probe: resolver, Interval: time.Second, Rise: 1, Fall: 100, Canary: true})
 		c.set(Refused, c.targets)
 		time.Sleep(1100 * time.Millisecond)
-		c.want(2, 40, 0) // the canaries answer: the targets are to blame
+		c.want(2, 40, 0) // the canaries answer when asked: the targets are to blame
+		if held := c.n.seen().held; !slices.Equal(held, []bool{true, false}) {
+			t.Errorf("alarms %v, want one, over at once", held)
+		}
 		c.set(OK, c.targets)
 		time.Sleep(30 * time.Second)
 
@@ -313,6 +316,21 @@ func TestHeldIsReported(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a canary said before the falls does not vouch for this host: cut off, it
+// has its canaries asked at once, and holds what falls though none was due.
+func TestCanariesAreAskedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gateway := newTarget(OK)
+		c := newCrowd(t, 40, Hold{}, Config{}, Check{ID: "gateway", Probe: gateway, Interval: time.Hour, Rise: 1, Fall: 3, Canary: true})
+		c.set(Timeout, append(c.targets, gateway))
+		gateway.take()
+		time.Sleep(1100 * time.Millisecond)
+		if len(gateway.take()) == 0 || !c.Hold().Active || c.Hold().Held < 15 {
+			t.Errorf("%+v", c.Hold())
+		}
+	})
 }
 
 // A paused check stays as it is, even when the hold ends.

@@ -218,14 +218,15 @@ func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 	case res == Result{Class: OK, Latency: res.Latency}:
 		r.result = nil
 	case r.result == nil || !r.result.sameStory(res):
-		r.result = &res
+		kept := res // res itself would be on the heap each time
+		r.result = &kept
 	}
+	// A slow failure holds a place as long as a timeout does, whoever is to blame.
+	r.stalled = res.Class == Timeout || !res.OK() && 2*res.Latency >= r.policy.Value().timeout
 	if !res.Conclusive() {
 		e.tellInconclusive(r, res, now)
 		return
 	}
-	// A slow failure holds a place as long as a timeout does.
-	r.stalled = res.Class == Timeout || !res.OK() && 2*res.Latency >= r.policy.Value().timeout
 	first := r.raw != Down && r.streak >= 0 && !res.OK()
 	confirmed := r.confirmed
 	if r.judge(res.OK()) {

@@ -378,7 +378,7 @@ func TestSlowFailuresAreStalledToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := exact
 		cfg.InFlight, cfg.StalledInFlight = 1, 1
-		slow := newTarget(DNS)
+		slow := newTarget(DNS, DNS, Local, Local)
 		slow.takes = 700 * time.Millisecond
 		e := start(t, cfg, Check{ID: "slow", Probe: slow, Interval: time.Second, Timeout: time.Second})
 		for range 200 {

@@ -1,8 +1,10 @@
 package lbstate
 
 import (
+	"cmp"
 	"errors"
 	"slices"
+	"strings"
 
 	"go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
@@ -14,22 +16,18 @@ import (
 type table struct {
 	view
 	counters
-	term uint64 // of the entry that the command came in
-	at   int64  // Unix milliseconds, by the proposer's clock
+	term  uint64       // of the entry that the command came in
+	at    int64        // Unix milliseconds, by the proposer's clock
+	fresh []indexEntry // to be written at the end of the command
 }
 
 // Apply applies commands; see the package documentation. The result for each
 // is a BatchResult, or the error that refuses it. An error of Apply itself
 // means that this node cannot know what the state should be: it must stop.
 func (s *State) Apply(tx *bbolt.Tx, term, _ uint64, cmds [][]byte) ([]any, error) {
-	root, err := tx.CreateBucketIfNotExists([]byte(Bucket))
+	root, err := rootBucket(tx)
 	if err != nil {
 		return nil, err
-	}
-	for _, b := range buckets {
-		if _, err := root.CreateBucketIfNotExists(b); err != nil {
-			return nil, err
-		}
 	}
 	results := make([]any, len(cmds))
 	for i, data := range cmds {
@@ -55,6 +53,24 @@ func (s *State) Apply(tx *bbolt.Tx, term, _ uint64, cmds [][]byte) ([]any, error
 		}
 	}
 	return results, nil
+}
+
+// rootBucket returns the state's bucket, which the first command makes with all
+// that is in it.
+func rootBucket(tx *bbolt.Tx) (*bbolt.Bucket, error) {
+	if root := tx.Bucket([]byte(Bucket)); root != nil {
+		return root, nil
+	}
+	root, err := tx.CreateBucket([]byte(Bucket))
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range buckets {
+		if _, err := root.CreateBucket(b); err != nil {
+			return nil, err
+		}
+	}
+	return root, nil
 }
 
 func (t *table) apply(c *lbstatepb.Command) (BatchResult, error) {
@@ -127,6 +143,9 @@ func (t *table) commit(c *lbstatepb.Command, x *txn) (BatchResult, error) {
 		}
 		names = append(names, ch.ref.String())
 	}
+	if err := t.indexFresh(); err != nil {
+		return res, err
+	}
 	if err := t.account(c, changed); err != nil {
 		return res, err
 	}
@@ -182,9 +201,22 @@ func (t *table) index(old, now *Service) error {
 	}
 	for _, e := range after {
 		if fresh[e] {
-			if err := t.put([]byte(e.bucket), []byte(e.key), nil); err != nil {
-				return err
-			}
+			t.fresh = append(t.fresh, e)
+		}
+	}
+	return nil
+}
+
+// indexFresh writes what index has found to be new, in the order of keys: bbolt
+// splits no page before the end of a transaction, so keys out of order would
+// each move all that come after.
+func (t *table) indexFresh() error {
+	slices.SortFunc(t.fresh, func(a, b indexEntry) int {
+		return cmp.Or(strings.Compare(a.bucket, b.bucket), strings.Compare(a.key, b.key))
+	})
+	for _, e := range t.fresh {
+		if err := t.put([]byte(e.bucket), []byte(e.key), nil); err != nil {
+			return err
 		}
 	}
 	return nil

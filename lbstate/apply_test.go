@@ -2,6 +2,7 @@ package lbstate
 
 import (
 	"bytes"
+	"compress/flate"
 	"errors"
 	"fmt"
 	"os"
@@ -191,6 +192,19 @@ func TestUnknownCommandsStop(t *testing.T) {
 	if res := m.apply(t, 1, valid(nil)); !errors.Is(res[0].(error), ErrNotFound) {
 		t.Errorf("the valid one: %v", res)
 	}
+}
+
+// bomb is a little that inflates to too much.
+func bomb() []byte {
+	var b bytes.Buffer
+	w := must(flate.NewWriter(&b, flate.BestCompression))
+	for range maxInflated>>20 + 1 {
+		must(w.Write(make([]byte, 1<<20)))
+	}
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
 }
 
 // A value that was changed behind the state's back is named, not believed.

@@ -1,10 +1,13 @@
 package lbstate
 
 import (
+	"bytes"
+	"compress/flate"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"math"
 	"slices"
 
@@ -92,6 +95,13 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 	if v := c.GetVersion(); v == 0 || v > CommandVersion {
 		return nil, fmt.Errorf("command of version %d: this program knows up to %d; it is older than a member that wrote to the log", v, CommandVersion)
 	}
+	if data := c.GetDeflated(); data != nil {
+		tx, err := inflate(data)
+		if err != nil {
+			return nil, fmt.Errorf("undecodable transaction: %w", err)
+		}
+		c.Kind = &lbstatepb.Command_Transaction{Transaction: tx}
+	}
 	if c.GetKind() == nil || unknown(c.ProtoReflect()) {
 		return nil, errors.New("command with a kind or field that this program does not know; it is older than a member that wrote to the log")
 	}
@@ -101,6 +111,55 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 		}
 	}
 	return c, nil
+}
+
+// encodeCommand is how a command rests in the log: a large transaction
+// compressed, since whole sets of services travel as one.
+func encodeCommand(c *lbstatepb.Command) ([]byte, error) {
+	data, err := encode(c)
+	if err != nil || len(data) < deflateFrom || c.GetTransaction() == nil {
+		return data, err
+	}
+	body, err := encode(c.GetTransaction())
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxInflated {
+		return data, nil
+	}
+	var small bytes.Buffer
+	w, err := flate.NewWriter(&small, flate.BestSpeed)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(body); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return encode(&lbstatepb.Command{
+		Version: c.GetVersion(), Author: c.GetAuthor(), Reason: c.GetReason(), At: c.GetAt(), Key: c.GetKey(), Request: c.GetRequest(),
+		Kind: &lbstatepb.Command_Deflated{Deflated: small.Bytes()},
+	})
+}
+
+const (
+	deflateFrom = 64 << 10 // bytes of a command
+	maxInflated = 8 << 20
+)
+
+func inflate(data []byte) (*lbstatepb.Transaction, error) {
+	r := flate.NewReader(bytes.NewReader(data))
+	body, err := io.ReadAll(io.LimitReader(r, maxInflated+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxInflated {
+		return nil, fmt.Errorf("more than %d bytes", maxInflated)
+	}
+	tx := &lbstatepb.Transaction{}
+	return tx, proto.Unmarshal(body, tx)
 }
 
 // unknown says whether a message, or one below it, has fields that this

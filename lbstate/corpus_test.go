@@ -2,6 +2,8 @@ package lbstate
 
 import (
 	"bufio"
+	"bytes"
+	"compress/flate"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -34,7 +36,7 @@ func TestCorpus(t *testing.T) {
 			names, commands[c.name] = append(names, c.name), data
 		case !ok:
 			t.Errorf("%s is not in the corpus: run with -update", c.name)
-		case string(stored) != string(data):
+		case string(stored) != string(data) && c.command.GetDeflated() == nil: // the compressor may change
 			t.Errorf("%s is encoded otherwise than in the corpus", c.name)
 		}
 	}
@@ -183,6 +185,15 @@ func corpus() (all []namedCommand) {
 	}}}})
 	add("delete", transaction(&lbstatepb.Operation{Operation: &lbstatepb.Operation_Delete{Delete: &lbstatepb.Delete{Kind: "service", Name: "mark"}}}))
 	add("rollback", &lbstatepb.Command{Author: "bob", Kind: &lbstatepb.Command_Rollback{Rollback: &lbstatepb.Rollback{To: 3, IfRevision: proto.Uint64(8)}}})
+	deflated := transaction(put(Object{Service: &Service{Name: "deflated", VIP: netip.MustParseAddr("192.0.2.77"), Port: 77}}))
+	var small bytes.Buffer
+	w := must(flate.NewWriter(&small, flate.BestSpeed))
+	must(w.Write(must(encode(deflated.GetTransaction()))))
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	deflated.Kind = &lbstatepb.Command_Deflated{Deflated: small.Bytes()}
 	add("prune", &lbstatepb.Command{Kind: &lbstatepb.Command_PruneHistory{PruneHistory: &lbstatepb.PruneHistory{Before: 4}}})
+	add("deflated", deflated)
 	return all
 }

@@ -62,7 +62,9 @@ type Settings struct {
 	Revision         uint64   `json:"revision,omitempty"`          // as Service's
 }
 
-// WithDefaults returns the settings with every default filled in.
+// WithDefaults returns the settings with every default filled in. The defaults
+// are part of command version 1, since apply goes by them: to change one is to
+// raise the version.
 func (s Settings) WithDefaults() Settings {
 	s.ChangeRevisions = cmp.Or(s.ChangeRevisions, 10_000)
 	s.HistoryRevisions = cmp.Or(s.HistoryRevisions, 10_000)

@@ -78,7 +78,7 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lb
 		h.Write(asked)
 		c.Request = h.Sum64()
 	}
-	data, err := encode(c)
+	data, err := encodeCommand(c)
 	if err != nil {
 		return BatchResult{}, err
 	}

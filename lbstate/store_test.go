@@ -5,11 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
 
 func rev(n uint64) *uint64 { return &n }
@@ -103,6 +107,34 @@ func TestPreconditions(t *testing.T) {
 	}
 }
 
+// Backends come and go one by one; what is left is always a valid service.
+func TestBackendsOneByOne(t *testing.T) {
+	n := newNode(t)
+	ctx := t.Context()
+	n.put(t, `{name: web, vip: 192.0.2.10, port: 80, tunnel: {type: gre}, sorry_server: {address: 10.1.0.9}, backends: [{address: 10.1.0.1, forwarding: tunnel}, {address: 10.1.0.2}]}`)
+	if _, err := n.PutBackend(ctx, "web", Backend{Address: mustAddr("10.1.0.3")}, WriteOptions{}); err != nil {
+		t.Error(err)
+	}
+	for _, at := range []string{"10.1.0.1:80", "10.1.0.3:80"} {
+		if _, err := n.DeleteBackend(ctx, "web", addrPort(at), WriteOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := n.PutBackend(ctx, "web", Backend{Address: mustAddr("10.1.0.4"), Forwarding: Tunnel}, WriteOptions{}); err != nil {
+		t.Error(err)
+	}
+	if b := n.service(t, "web").Backends[1]; b.Tunnel == nil || b.Tunnel.Type != GRE {
+		t.Errorf("%+v", b)
+	}
+	if res, err := n.Patch(ctx, Ref{KindService, "web"}, []byte(`{notes: x}`), WriteOptions{}); err != nil || res.Outcome != Changed {
+		t.Errorf("%+v, %v", res, err)
+	}
+	_, err := n.PutBackend(ctx, "web", Backend{Address: mustAddr("10.1.0.9")}, WriteOptions{})
+	wantFaults(t, "the sorry server", err, "sorry_server: is the same address and port")
+	_, err = n.PutBackend(ctx, "web", Backend{Address: mustAddr("10.1.0.5"), Port: 81, Forwarding: DR}, WriteOptions{})
+	wantFaults(t, "another port", err, "backends[0].port: forwarding dr cannot change the port")
+}
+
 // What services may not share, each with its path.
 func TestConflictsBetweenServices(t *testing.T) {
 	n := newNode(t)
@@ -186,7 +218,8 @@ func TestTransact(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	d.Port, e.Port, e.HealthCheck = 70000, -1, nil
-	if _, err = n.Transact(ctx, []Operation{{Put: Object{Service: &d}}, {Put: Object{Service: &e}}, {}}, WriteOptions{}); !errors.As(err, &invalid) || len(invalid.Faults) != 5 {
+	both := Operation{Put: Object{Service: &a}, Delete: Ref{KindService, "a"}}
+	if _, err = n.Transact(ctx, []Operation{{Put: Object{Service: &d}}, {Put: Object{Service: &e}}, {}, both}, WriteOptions{}); !errors.As(err, &invalid) || len(invalid.Faults) != 6 {
 		t.Errorf("%v", err)
 	}
 	d.Port = 1000
@@ -272,11 +305,55 @@ func TestWriteOptionsAreBounded(t *testing.T) {
 	})
 	wantFaults(t, "options", err, "author: is too long, key: is not UTF-8, reason: is too long")
 	big := web(nil)
+	noise := rand.New(rand.NewPCG(1, 2))
 	for i := range 1024 {
-		big.Backends = append(big.Backends[:i], Backend{Address: mustAddr("10.1.0.1"), Port: i + 1, Notes: strings.Repeat("x", 2000)})
+		notes := make([]byte, 1500)
+		for j := range notes {
+			notes[j] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[noise.IntN(62)]
+		}
+		big.Backends = append(big.Backends[:i], Backend{Address: mustAddr("10.1.0.1"), Port: i + 1, Notes: string(notes)})
 	}
 	_, err = n.PutService(t.Context(), big, WriteOptions{})
 	wantFaults(t, "a big service", err, ": the change is too large")
+}
+
+// A whole site goes as one transaction, and makes the same of the state as its
+// parts do.
+func TestLargeTransaction(t *testing.T) {
+	var ops []Operation
+	for i := range 10_000 {
+		s := benchService(i, 100)
+		ops = append(ops, Operation{Put: Object{Service: &s}})
+	}
+	one, parts := newNode(t), newNode(t)
+	tx, _, err := one.transaction(t.Context(), ops)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := encodeCommand(&lbstatepb.Command{Version: 1, Kind: &lbstatepb.Command_Transaction{Transaction: tx}})
+	if err != nil || len(data) > MaxCommandBytes {
+		t.Errorf("%d services take %d bytes, %v", len(ops), len(data), err)
+	}
+
+	ops = ops[:1000]
+	if res, err := one.Transact(t.Context(), ops, WriteOptions{}); err != nil || res.Revision != 1 || len(res.Objects) != len(ops) {
+		t.Fatal(len(res.Objects), err)
+	}
+	for part := range slices.Chunk(ops, 100) {
+		if _, err := parts.Transact(t.Context(), part, WriteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := func(n *node) string {
+		c, _, err := n.Configuration(t.Context(), ReadOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plainText(t, c)
+	}
+	if text(one) != text(parts) {
+		t.Error("the states differ")
+	}
 }
 
 // interrupter lets another writer in before each proposal.

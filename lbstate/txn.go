@@ -160,6 +160,7 @@ func (t *txn) edit(c *change, fn func([]Backend) ([]Backend, error)) error {
 	return nil
 }
 
+// putBackend adds or replaces a backend. The bound is part of command version 1.
 func (t *txn) putBackend(op *lbstatepb.Operation, p *lbstatepb.PutBackend) error {
 	c, err := t.named(op, Ref{KindService, p.GetService()})
 	if err != nil {

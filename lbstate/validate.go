@@ -144,11 +144,9 @@ func (s Service) Validate() error {
 		f.add("backends", len(s.Backends), fmt.Sprintf("at most %d", maxBackends), "there are too many")
 	}
 	first := map[netip.AddrPort]int{}
-	tunnels := s.Forwarding == Tunnel
 	for i, b := range s.Backends {
 		path := fmt.Sprintf("backends[%d]", i)
 		b.validate(&f, path, s)
-		tunnels = tunnels || b.Forwarding == Tunnel
 		if j, twice := first[b.AddrPort()]; twice {
 			f.add(path, b.Key(), "", fmt.Sprintf("is the same address and port as backends[%d]", j))
 		} else {
@@ -157,7 +155,6 @@ func (s Service) Validate() error {
 	}
 	f.between("min_healthy", s.MinHealthy, 0, maxBackends)
 	if sorry := s.SorryServer; sorry != nil {
-		tunnels = tunnels || sorry.Forwarding == Tunnel
 		s.target(&f, "sorry_server", sorry.Address, sorry.Port, sorry.Forwarding)
 		if i, ok := first[netip.AddrPortFrom(sorry.Address, uint16(sorry.Port))]; ok {
 			f.add("sorry_server", sorry.Address, "", fmt.Sprintf("is the same address and port as backends[%d]", i))
@@ -166,7 +163,7 @@ func (s Service) Validate() error {
 			f.add("fail_open", true, "fail_open or sorry_server", "excludes a sorry server: only one of them can take over")
 		}
 	}
-	s.Tunnel.validate(&f, "tunnel", tunnels)
+	s.Tunnel.validate(&f, "tunnel", true) // it may wait for a backend to come
 	return f.err()
 }
 
@@ -344,12 +341,17 @@ func (o Object) warnings() []Fault {
 func (s Service) Warnings() []Fault {
 	var f faults
 	weighty := 0
+	tunnels := s.Forwarding == Tunnel || s.SorryServer != nil && s.SorryServer.Forwarding == Tunnel
 	f.slow("health_check", s.HealthCheck)
 	for i, b := range s.Backends {
+		tunnels = tunnels || b.Forwarding == Tunnel
 		if b.weight() > 0 && b.State == Active {
 			weighty++
 		}
 		f.slow(fmt.Sprintf("backends[%d].health_check", i), b.HealthCheck)
+	}
+	if s.Tunnel != nil && !tunnels {
+		f.add("tunnel", "", "", "nothing here has forwarding: tunnel")
 	}
 	switch {
 	case len(s.Backends) == 0:

@@ -60,7 +60,7 @@ func TestValidateService(t *testing.T) {
 		{`, persistence: {engine: rtp}, protocol: udp}`, `persistence.engine: "rtp" is not an engine`},
 		{`, forwarding: nat}`, `backends[0].forwarding: "nat" is not known, forwarding: "nat" is not known`},
 		{`, snat: maybe}`, `snat: "maybe" is not known`},
-		{`, tunnel: {type: ipip}}`, "tunnel: goes with forwarding: tunnel alone"},
+		{`, tunnel: {type: vxlan}}`, `tunnel.type: "vxlan" is not known`},
 		{`, forwarding: tunnel, tunnel: {type: gue, port: 6080, checksum: remote}}`, ""},
 		{`, forwarding: tunnel, tunnel: {type: gue}}`, "backends[0].tunnel.port: 0 is below 1, tunnel.port: 0 is below 1"},
 		{`, forwarding: tunnel, tunnel: {type: gre, checksum: remote}}`, `backends[0].tunnel.checksum: "remote", tunnel.checksum: "remote"`},
@@ -216,6 +216,8 @@ func TestWarnings(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{`}`, ""},
 		{`, backends: []}`, "backends: there is no backend"},
+		{`, tunnel: {}}`, "tunnel: nothing here has forwarding: tunnel"},
+		{`, tunnel: {}, backends: [{address: 10.1.0.1, forwarding: tunnel}]}`, ""},
 		{`, backends: [{address: 10.1.0.1, weight: 0}]}`, "backends: no backend is active"},
 		{`, backends: [{address: 10.1.0.1, state: drain}]}`, "backends: no backend is active"},
 		{`, min_healthy: 2}`, "min_healthy: there are never so many"},

@@ -166,11 +166,20 @@ func (w *Watcher) full(r *reader, changed []string, kept bool) (Update, error) {
 		}
 	}
 	services, err := r.services()
-	if err != nil || w.opts.Labels == nil {
-		u.Services = services
+	if err != nil {
 		return u, err
 	}
-	u.Services = []ServiceStatus{}
+	n := 0
+	for i := range services {
+		if w.selects(&services[i]) {
+			n++
+		}
+	}
+	if n == len(services) { // as where nothing has a selector: all share one list
+		u.Services = services
+		return u, nil
+	}
+	u.Services = make([]ServiceStatus, 0, n)
 	for i := range services {
 		if w.selects(&services[i]) {
 			u.Services = append(u.Services, services[i])

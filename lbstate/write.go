@@ -23,6 +23,16 @@ type Operation struct {
 	IfRevision *uint64 `json:"if_revision,omitempty"`
 }
 
+// parts is how many things an operation does.
+func (op Operation) parts() (n int) {
+	for _, set := range []bool{op.Put.exists(), op.Delete != Ref{}, op.PutBackend != nil, op.DeleteBackend != nil} {
+		if set {
+			n++
+		}
+	}
+	return n
+}
+
 // BackendPut adds a backend to a service, or replaces the one of its address
 // and port.
 type BackendPut struct {
@@ -89,6 +99,10 @@ func (st *Store) transaction(ctx context.Context, ops []Operation) (*lbstatepb.T
 	for i, op := range ops {
 		p := &lbstatepb.Operation{IfRevision: op.IfRevision}
 		tx.Operations = append(tx.Operations, p)
+		if n := op.parts(); n != 1 {
+			found.add(fmt.Sprintf("operations[%d]", i), fmt.Sprintf("%d of them", n), "one of put, delete, put_backend, delete_backend", "does not do exactly one thing")
+			continue
+		}
 		switch {
 		case op.Put.exists():
 			obj := op.Put.withDefaults()
@@ -129,10 +143,8 @@ func (st *Store) transaction(ctx context.Context, ops []Operation) (*lbstatepb.T
 			p.Operation = &lbstatepb.Operation_DeleteBackend{DeleteBackend: &lbstatepb.DeleteBackend{
 				Service: op.DeleteBackend.Service, Address: at.Addr().Unmap().AsSlice(), Port: uint32(at.Port()),
 			}}
-		case op.Delete != Ref{}:
-			p.Operation = &lbstatepb.Operation_Delete{Delete: &lbstatepb.Delete{Kind: string(op.Delete.Kind), Name: op.Delete.Name}}
 		default:
-			found.add(fmt.Sprintf("operations[%d]", i), "nothing", "put, delete, put_backend or delete_backend", "does nothing")
+			p.Operation = &lbstatepb.Operation_Delete{Delete: &lbstatepb.Delete{Kind: string(op.Delete.Kind), Name: op.Delete.Name}}
 		}
 	}
 	if len(found) > 0 {

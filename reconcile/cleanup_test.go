@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/reconcile"
 	"github.com/ipvskit/ipvskit/reconcile/fakekernel"
 )
@@ -113,6 +114,28 @@ func TestTimeoutsAndSyncDaemons(t *testing.T) {
 	d.Daemons = []reconcile.SyncDaemon{{Role: reconcile.SyncMaster}, {Role: reconcile.SyncBackup, Interface: "eth0", MaxLen: 100}}
 	if rep := sync(t, r, d); len(rep.Failures) != 3 || rep.Operations != 0 {
 		t.Errorf("refused: %v", rep.Failures)
+	}
+}
+
+// An agent's view has neither: they are the host's own.
+func TestApplyWithTheHostsOwnTimeoutsAndDaemons(t *testing.T) {
+	k := fakekernel.New()
+	cfg := reconcile.Config{
+		Kernel: k, Timeouts: reconcile.Timeouts{TCP: time.Hour},
+		Daemons: []reconcile.SyncDaemon{{Role: reconcile.SyncMaster, Interface: "eth0"}},
+	}
+	r := newReconciler(t, cfg)
+	for range 2 {
+		if got, err := r.Apply(t.Context(), lbstate.View{Revision: 3}); err != nil || !got.Converged {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		if state, _ := k.IPVS(t.Context()); state.Timeouts.TCP != time.Hour || len(state.Daemons) != 1 {
+			t.Errorf("%+v", state)
+		}
+	}
+	cfg.Timeouts.UDP = time.Millisecond
+	if _, err := reconcile.New(cfg); err == nil || !strings.Contains(err.Error(), "whole seconds") {
+		t.Errorf("a timeout that cannot be had: %v", err)
 	}
 }
 

@@ -48,6 +48,10 @@ type Config struct {
 	// is an address of this host, so the host's own listeners answer there
 	// otherwise. It needs connection tracking, and a rule for each port.
 	ProtectVIPs bool
+	// Timeouts and Daemons are this host's own, for Apply, whose view has none; a
+	// Desired that is given to Sync has its own.
+	Timeouts Timeouts
+	Daemons  []SyncDaemon
 	// LeaveSysctls names settings that are left as they are even where a service
 	// needs another value ("net/ipv4/ip_forward"); "*" leaves all.
 	LeaveSysctls []string
@@ -111,6 +115,7 @@ func (c Config) withDefaults() Config {
 	}
 	c.AllowedPrefixes = slices.Clone(c.AllowedPrefixes)
 	c.LeaveSysctls = slices.Clone(c.LeaveSysctls)
+	c.Daemons = slices.Clone(c.Daemons)
 	return c
 }
 
@@ -127,6 +132,9 @@ func (c Config) validate() error {
 		if !p.IsValid() {
 			return errors.New("reconcile: an allowed prefix is not valid")
 		}
+	}
+	if _, _, wrong := checkDirector(Desired{Timeouts: c.Timeouts, Daemons: c.Daemons}); len(wrong) > 0 {
+		return fmt.Errorf("reconcile: %w", wrong[0])
 	}
 	return nil
 }

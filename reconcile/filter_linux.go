@@ -18,14 +18,14 @@ import (
 type filter struct {
 	key      ChainKey
 	programs []program // what may work; only the first once it holds our chain
+	absent   bool      // no program listed our chain a moment ago
 	known    bool      // that jumps is true or false
 	jumps    bool      // the hook jumped to our chain when last read
 }
 
 type program struct {
-	key     ChainKey
-	ipt     *iptables.IPTables
-	restore string
+	key           ChainKey
+	name, restore string
 }
 
 // findFilter looks for programs that can read the chain's table here. One that
@@ -57,7 +57,7 @@ func findFilter(k ChainKey, name string) (*filter, error) {
 			errs = append(errs, brief(name, err))
 			continue
 		}
-		p := program{k, ipt, name + "-restore"}
+		p := program{k, name, name + "-restore"}
 		chains, err := ipt.ListChains(k.Table.String())
 		if err != nil {
 			errs = append(errs, brief(name, err))
@@ -72,6 +72,7 @@ func findFilter(k ChainKey, name string) (*filter, error) {
 	if len(found.programs) == 0 {
 		return nil, fmt.Errorf("no packet filter with table %s can be read here: %w", k.Table, errors.Join(errs...))
 	}
+	found.absent = true
 	return found, nil
 }
 
@@ -91,27 +92,35 @@ func (k ChainKey) jump() (command string, rule []string) {
 
 func (f *filter) read() (Chain, error) {
 	c := Chain{ChainKey: f.key}
+	if f.absent {
+		f.absent = false // this once: others may make it meanwhile
+		f.known, f.jumps = true, false
+		return c, nil
+	}
 	p := f.programs[0]
-	f.known, f.jumps = true, false
-	lines, err := p.ipt.List(f.key.Table.String(), f.key.Name())
-	var failed *iptables.Error
-	if errors.As(err, &failed) && failed.ExitStatus() == 1 {
-		return c, nil // no such chain
-	}
+	// One list of the table costs one process; go-iptables takes one for the chain
+	// and one for the jump.
+	out, err := exec.Command(p.name, "-w", "5", "-t", f.key.Table.String(), "-S").Output()
 	if err != nil {
-		return c, brief("read chain "+f.key.Name(), err)
+		var failed *exec.ExitError
+		if errors.As(err, &failed) {
+			err = fmt.Errorf("%w: %.300s", err, strings.Join(strings.Fields(string(failed.Stderr)), " "))
+		}
+		return c, fmt.Errorf("%s: list table %s: %w", p.name, f.key.Table, err)
 	}
-	c.Exists = true
-	for _, line := range lines {
-		if strings.HasPrefix(line, "-A ") {
+	_, rule := f.key.jump()
+	jump := "-A " + f.key.Hook() + " " + strings.Join(rule, " ")
+	for line := range strings.Lines(string(out)) {
+		switch line = strings.TrimSpace(line); {
+		case line == "-N "+f.key.Name():
+			c.Exists = true
+		case line == jump:
+			c.Jump = true
+		case strings.HasPrefix(line, "-A "+f.key.Name()+" "):
 			c.Rules = append(c.Rules, ParseRule(line))
 		}
 	}
-	_, jump := f.key.jump()
-	if c.Jump, err = p.ipt.Exists(f.key.Table.String(), f.key.Hook(), jump...); err != nil {
-		return c, brief("read chain "+f.key.Hook(), err)
-	}
-	f.jumps = c.Jump
+	f.known, f.jumps = true, c.Jump
 	return c, nil
 }
 

@@ -32,6 +32,7 @@ type Reconciler struct {
 	backoffs map[string]*backoff
 	host     []HostChange
 	checked  time.Time // when drift was last looked for
+	forgot   time.Time // when everything was last read anew, to look for drift
 	planned  time.Time // as of when the last plan was made
 	running  int       // how many Runs there are
 
@@ -71,6 +72,7 @@ func (r *Reconciler) unlock() { r.turn <- struct{}{} }
 // expressed are failures of the account.
 func (r *Reconciler) Apply(ctx context.Context, v lbstate.View) (lbstate.Applied, error) {
 	d, unusable := FromView(v)
+	d.Timeouts, d.Daemons = r.cfg.Timeouts, r.cfg.Daemons
 	rep, err := r.sync(ctx, d, true, unusable)
 	if err != nil {
 		return lbstate.Applied{}, err
@@ -95,16 +97,20 @@ func (r *Reconciler) sync(ctx context.Context, desired Desired, owned bool, unus
 		return Report{}, err
 	}
 	defer r.unlock()
-	if !owned {
-		desired = desired.clone() // it may be the caller's own
-	}
 	if err := r.notDrifted(ctx); err != nil {
 		return Report{}, err
 	}
-	if r.settled && r.given != nil && r.reader.whole() && len(unusable) == 0 {
+	alike := r.settled && r.given != nil && r.reader.whole() && len(unusable) == 0
+	if alike {
 		if changed, ok := desired.changes(r.given); ok && len(changed) == 0 {
 			return r.unchanged(desired.Revision), nil
-		} else if ok {
+		}
+	}
+	if !owned {
+		desired = desired.clone() // it may be the caller's own
+	}
+	if alike {
+		if changed, ok := desired.changes(r.given); ok {
 			if set, refused := r.cfg.normalServices(Desired{Services: changed}); len(refused) == 0 && r.narrow(set) {
 				defer r.wakeRun()
 				rep, err := r.updateNarrowly(ctx, desired.Revision, set)
@@ -130,7 +136,13 @@ func (r *Reconciler) unchanged(revision uint64) Report {
 
 // notDrifted looks for drift where nobody else does: Run does in the background.
 func (r *Reconciler) notDrifted(ctx context.Context) error {
-	if r.running > 0 && time.Since(r.checked) <= 2*r.cfg.DriftInterval {
+	now := time.Now()
+	switch {
+	case r.running > 0 && now.Sub(r.checked) <= 2*r.cfg.DriftInterval:
+		return nil
+	case r.running == 0 && now.Sub(r.forgot) >= r.cfg.FullInterval:
+		r.reader.forget()
+		r.checked, r.forgot = now, now
 		return nil
 	}
 	_, err := r.lookForDrift(ctx)

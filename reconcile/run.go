@@ -144,7 +144,7 @@ func (r *Reconciler) maintain(ctx context.Context, l *look) (Report, bool, error
 	case !now.Before(l.fullAt):
 		l.fullAt = now.Add(r.cfg.FullInterval)
 		r.reader.forget()
-		r.checked = now
+		r.checked, r.forgot = now, now
 		due = true
 	case now.Sub(r.checked) >= r.cfg.DriftInterval:
 		drifted, err := r.lookForDrift(ctx)

@@ -181,6 +181,31 @@ func TestDrainOfUDPIsBounded(t *testing.T) {
 	})
 }
 
+// A UDP timeout that is asked for bounds drains of UDP, too.
+func TestDrainOfUDPByTheTimeoutAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := fakekernel.New()
+		r, _ := running(t, reconcile.Config{Kernel: k, DrainTimeout: time.Hour})
+		s := web("192.0.2.10:53", 1, 1)
+		s.Protocol = reconcile.UDP
+		d := desired(s)
+		d.Timeouts.UDP = 30 * time.Second
+		converge(t, r, d)
+		if err := k.Connect(s.Key, s.Destinations[0].AddrPort(), 0, 5); err != nil {
+			t.Fatal(err)
+		}
+		d.Services[0].Destinations = s.Destinations[1:]
+		began := time.Now()
+		converge(t, r, d)
+		for r.Status().Draining > 0 {
+			time.Sleep(time.Second)
+		}
+		if took := time.Since(began); took < 30*time.Second || took > 35*time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
 func TestReturningDestinationIsOneEdit(t *testing.T) {
 	k := fakekernel.New()
 	r := newReconciler(t, reconcile.Config{Kernel: k})

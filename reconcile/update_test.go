@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -105,6 +106,24 @@ func TestUpdatesEqualSync(t *testing.T) {
 			}
 		}
 		w.settle()
+	})
+}
+
+// Without Run, Sync looks at all of it from time to time.
+func TestSyncLooksAtAllOfIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := fakekernel.New()
+		r := newReconciler(t, reconcile.Config{Kernel: k})
+		d := desired(web("192.0.2.10:80", 1, 1))
+		converge(t, r, d)
+		k.Do(t.Context(), []reconcile.Op{{Kind: reconcile.DelChain, Chain: &reconcile.Chain{ChainKey: reconcile.ChainKey{Family: reconcile.IPv4}}}})
+		if rep := converge(t, r, d); rep.Operations != 0 {
+			t.Errorf("at once: %s", rep)
+		}
+		time.Sleep(time.Minute)
+		if rep := converge(t, r, d); rep.Operations != 1 {
+			t.Errorf("after a minute: %s", rep)
+		}
 	})
 }
 

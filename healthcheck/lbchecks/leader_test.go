@@ -24,7 +24,7 @@ type port struct {
 }
 
 func newPort(t *testing.T) *port {
-	p := &port{t: t, addr: netip.MustParseAddrPort("127.0.0.1:0")}
+	p := &port{t: t, addr: netip.AddrPortFrom(loopback(), 0)}
 	p.open()
 	t.Cleanup(p.close)
 	return p
@@ -203,7 +203,7 @@ func TestLeadershipMovesUnderLoad(t *testing.T) {
 		}
 		// Shorter than rise or fall take, and longer: some leaders see both, some
 		// see nothing to the end.
-		time.Sleep(time.Duration(100+move%4*200) * time.Millisecond)
+		time.Sleep(time.Duration(100+move%4*100) * time.Millisecond)
 	}
 	until("at the end", all-deadOnes)
 

@@ -3,8 +3,10 @@ package lbchecks_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,6 +21,16 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// loopback is an address of this host that no other process uses, where there
+// are such: a port of it that is closed is not taken as the source of somebody's
+// connection.
+func loopback() netip.Addr {
+	if runtime.GOOS != "linux" {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return netip.AddrFrom4([4]byte{127, byte(1 + rand.IntN(254)), byte(rand.IntN(256)), byte(1 + rand.IntN(254))})
+}
+
 // backend accepts connections, and counts them, while it is open.
 type backend struct {
 	t    *testing.T
@@ -29,7 +41,7 @@ type backend struct {
 }
 
 func newBackend(t *testing.T) *backend {
-	b := &backend{t: t, addr: netip.MustParseAddrPort("127.0.0.1:0")}
+	b := &backend{t: t, addr: netip.AddrPortFrom(loopback(), 0)}
 	b.open()
 	t.Cleanup(b.close)
 	return b

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -59,17 +58,18 @@ func (v Via) connect(ctx context.Context, target netip.AddrPort) (net.Conn, erro
 	return conn, nil
 }
 
+// goResolver is Go's own: the C library's would hold a thread for each look-up,
+// beyond the timeout too.
+var goResolver = &net.Resolver{PreferGo: true}
+
 // named connects to a host and port that are written out; a name is resolved.
-func (v Via) named(ctx context.Context, network, address string) (net.Conn, error) {
+func (v Via) named(ctx context.Context, address string) (net.Conn, error) {
 	d := v.dialer(false)
+	d.Resolver = goResolver
 	if v.Source.IsValid() {
-		if strings.HasPrefix(network, "udp") {
-			d.LocalAddr = net.UDPAddrFromAddrPort(v.local())
-		} else {
-			d.LocalAddr = net.TCPAddrFromAddrPort(v.local())
-		}
+		d.LocalAddr = net.TCPAddrFromAddrPort(v.local())
 	}
-	return d.DialContext(ctx, network, address)
+	return d.DialContext(ctx, "tcp", address)
 }
 
 func (v Via) local() netip.AddrPort {

@@ -21,7 +21,8 @@ type exchange struct {
 	uri     string
 }
 
-func (x exchange) String() string { return x.method + " " + x.scheme + "://" + x.host + x.uri }
+// String is for people: a redirect may have led to a URL of any length.
+func (x exchange) String() string { return quote(x.method) + " " + quote(x.scheme+"://"+x.host+x.uri) }
 
 func toURL(u *url.URL) exchange {
 	port := u.Port()

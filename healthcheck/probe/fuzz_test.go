@@ -52,6 +52,7 @@ func FuzzHTTPAnswer(f *testing.F) {
 	} {
 		f.Add([]byte(answer), "/", "GET")
 	}
+	f.Add([]byte(okAnswer), "/"+strings.Repeat("x", 3000), "GET")
 	p, err := NewHTTP(HTTPConfig{Path: "/", Redirects: 1, Body: Expect{Match: regexp.MustCompile("ok"), Limit: 1000}})
 	if err != nil {
 		f.Fatal(err)

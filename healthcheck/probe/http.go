@@ -279,7 +279,7 @@ func (p *HTTP) judge(ctx context.Context, x exchange, a answer) (res healthcheck
 
 func (p *HTTP) connect(ctx context.Context, x exchange) (net.Conn, error) {
 	if x.named != "" {
-		return p.cfg.Via.named(ctx, "tcp", x.named)
+		return p.cfg.Via.named(ctx, x.named)
 	}
 	return p.cfg.Via.connect(ctx, x.numeric)
 }

@@ -9,8 +9,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
+	mrand "math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -164,10 +166,20 @@ func drip(text string, pause time.Duration) func(net.Conn) {
 	}
 }
 
+// loopback is an address of this host that no other process uses, where there
+// are such: a port of it that is closed is not taken as the source of somebody's
+// connection.
+func loopback() netip.Addr {
+	if runtime.GOOS != "linux" {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return netip.AddrFrom4([4]byte{127, byte(1 + mrand.IntN(254)), byte(mrand.IntN(256)), byte(1 + mrand.IntN(254))})
+}
+
 // nobody is an address at which nothing listens.
 func nobody(t testing.TB) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", netip.AddrPortFrom(loopback(), 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,7 +92,7 @@ func TestTCPRefused(t *testing.T) {
 	for _, cfg := range []TCPConfig{{}, {Full: true}} {
 		ask(t, newTCP(t, cfg), nobody(t), outcome{
 			class: healthcheck.Refused, phase: "connect",
-			expected: "a TCP connection to 127.0.0.1", found: "connection refused", advice: "listens",
+			expected: "a TCP connection to 127.", found: "connection refused", advice: "listens",
 		})
 	}
 }

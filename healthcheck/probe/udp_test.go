@@ -57,7 +57,7 @@ func dumb([]byte) [][]byte { return nil }
 // unheard is an address at which nobody listens by UDP.
 func unheard(t testing.TB) netip.AddrPort {
 	t.Helper()
-	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback(), 0)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestUDP(t *testing.T) {
 		{"hangs", ping, datagrams(t, dumb), outcome{class: healthcheck.Timeout, phase: "answer", advice: "firewall"}},
 		{"hangs longer than quiet", UDPConfig{Quiet: time.Hour}, datagrams(t, dumb), outcome{class: healthcheck.Timeout, phase: "answer"}},
 		{"refused", ping, unheard(t), outcome{class: healthcheck.Refused, phase: "answer", found: "refused", advice: "listens"}},
-		{"refused, and nothing expected", UDPConfig{}, unheard(t), outcome{class: healthcheck.Refused, phase: "answer", expected: "no refusal by 127.0.0.1"}},
+		{"refused, and nothing expected", UDPConfig{}, unheard(t), outcome{class: healthcheck.Refused, phase: "answer", expected: "no refusal by 127."}},
 		{"no target", ping, netip.AddrPort{}, outcome{class: healthcheck.Local, phase: "connect", found: "no address"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -39,6 +39,7 @@ type Command struct {
 	//	*Command_Health
 	//	*Command_PruneHistory
 	//	*Command_Rollback
+	//	*Command_Deflated
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -159,6 +160,15 @@ func (x *Command) GetRollback() *Rollback {
 	return nil
 }
 
+func (x *Command) GetDeflated() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_Deflated); ok {
+			return x.Deflated
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -179,6 +189,10 @@ type Command_Rollback struct {
 	Rollback *Rollback `protobuf:"bytes,13,opt,name=rollback,proto3,oneof"`
 }
 
+type Command_Deflated struct {
+	Deflated []byte `protobuf:"bytes,14,opt,name=deflated,proto3,oneof"` // a Transaction that is large, compressed (RFC 1951)
+}
+
 func (*Command_Transaction) isCommand_Kind() {}
 
 func (*Command_Health) isCommand_Kind() {}
@@ -186,6 +200,8 @@ func (*Command_Health) isCommand_Kind() {}
 func (*Command_PruneHistory) isCommand_Kind() {}
 
 func (*Command_Rollback) isCommand_Kind() {}
+
+func (*Command_Deflated) isCommand_Kind() {}
 
 // Transaction is applied whole or not at all.
 type Transaction struct {
@@ -828,7 +844,7 @@ var File_lbstate_lbstatepb_command_proto protoreflect.FileDescriptor
 
 const file_lbstate_lbstatepb_command_proto_rawDesc = "" +
 	"\n" +
-	"\x1flbstate/lbstatepb/command.proto\x12\x12ipvskit.lbstate.v1\x1a\x1dlbstate/lbstatepb/state.proto\"\x9d\x03\n" +
+	"\x1flbstate/lbstatepb/command.proto\x12\x12ipvskit.lbstate.v1\x1a\x1dlbstate/lbstatepb/state.proto\"\xbb\x03\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06author\x18\x02 \x01(\tR\x06author\x12\x16\n" +
@@ -840,7 +856,8 @@ const file_lbstate_lbstatepb_command_proto_rawDesc = "" +
 	" \x01(\v2\x1f.ipvskit.lbstate.v1.TransactionH\x00R\vtransaction\x12:\n" +
 	"\x06health\x18\v \x01(\v2 .ipvskit.lbstate.v1.HealthReportH\x00R\x06health\x12G\n" +
 	"\rprune_history\x18\f \x01(\v2 .ipvskit.lbstate.v1.PruneHistoryH\x00R\fpruneHistory\x12:\n" +
-	"\brollback\x18\r \x01(\v2\x1c.ipvskit.lbstate.v1.RollbackH\x00R\brollbackB\x06\n" +
+	"\brollback\x18\r \x01(\v2\x1c.ipvskit.lbstate.v1.RollbackH\x00R\brollback\x12\x1c\n" +
+	"\bdeflated\x18\x0e \x01(\fH\x00R\bdeflatedB\x06\n" +
 	"\x04kind\"L\n" +
 	"\vTransaction\x12=\n" +
 	"\n" +
@@ -958,6 +975,7 @@ func file_lbstate_lbstatepb_command_proto_init() {
 		(*Command_Health)(nil),
 		(*Command_PruneHistory)(nil),
 		(*Command_Rollback)(nil),
+		(*Command_Deflated)(nil),
 	}
 	file_lbstate_lbstatepb_command_proto_msgTypes[2].OneofWrappers = []any{
 		(*Operation_PutService)(nil),

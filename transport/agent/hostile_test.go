@@ -162,7 +162,7 @@ func TestAgentThatNeverReads(t *testing.T) {
 // made meanwhile come together.
 func TestSlowReaderIsCoalesced(t *testing.T) {
 	store := large(t)
-	_, addr, _ := serve(t, store, 7, nil)
+	s, addr, _ := serve(t, store, 7, nil)
 	stream, _ := raw(t, addr)
 	if err := stream.Send(helloOf(&agentpb.Hello{Name: "slow"})); err != nil {
 		t.Fatal(err)
@@ -193,6 +193,9 @@ func TestSlowReaderIsCoalesced(t *testing.T) {
 	for i := range 20 {
 		last = put(t, store, "busy", 30000+i, nil)
 	}
+	v := s.acquire(map[string]string{})
+	defer s.release(v)
+	until(t, "the view has the last change", func() bool { m, _, _ := v.state(); return m.revision == last })
 	if err := stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: &agentpb.Ack{Kind: agentpb.Ack_RECEIVED, Revision: first.GetRevision()}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -368,3 +368,64 @@ func TestCredentialIsRenewedOverTheStream(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Requests for credentials are answered sparingly, and only well-formed ones.
+func TestRenewalsThatAreRefused(t *testing.T) {
+	s := newSecured(t)
+	who := s.issue(identity.ID{Role: identity.RoleAgent, Name: "a1"})
+	ask := func(requests ...[]byte) *agentpb.Credential {
+		t.Helper()
+		conn, err := grpc.NewClient("passthrough:///"+s.addr, grpc.WithTransportCredentials(creds(who.ClientTLS())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		stream, err := agentpb.NewAgentsClient(conn).Stream(ctx)
+		if err == nil {
+			err = stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: &agentpb.Hello{Name: "a1"}}})
+		}
+		for _, r := range requests {
+			if err == nil {
+				err = stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Renew{Renew: &agentpb.Renew{Request: r}}})
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last *agentpb.Credential
+		for n := 0; n < len(requests); {
+			m, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.GetCredential() != nil {
+				last = m.GetCredential()
+				n++
+			}
+		}
+		return last
+	}
+	good, err := who.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name     string
+		requests [][]byte
+		says     string
+	}{
+		{"none", [][]byte{nil}, "certificate request"},
+		{"damaged", [][]byte{good[:len(good)-3]}, "certificate request"},
+		{"too long", [][]byte{make([]byte, 17<<10)}, "at most 16384"},
+		{"twice", [][]byte{good, good}, "a second request within 10s"},
+	} {
+		if c := ask(test.requests...); !strings.Contains(c.GetRefused(), test.says) || len(c.GetCredential()) > 0 {
+			t.Errorf("%s: %v", test.name, c)
+		}
+	}
+	if c := ask(good); c.GetRefused() != "" || who.Accept(c.GetCredential()) != nil {
+		t.Errorf("the right one: %v", c)
+	}
+}

@@ -86,6 +86,7 @@ type Server struct {
 	life    context.Context
 	stop    context.CancelFunc // ends life
 	watched sync.Once          // starts the monitor
+	lists   chan struct{}      // a token for each List that reads
 	views   views
 
 	mu     sync.Mutex // guards the fields below
@@ -109,7 +110,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	life, stop := context.WithCancel(context.Background())
 	return &Server{
-		life: life, stop: stop,
+		life: life, stop: stop, lists: make(chan struct{}, 8),
 		cfg: cfg, log: cfg.Logger,
 		known: newKnown(cfg.MaxKnown, cfg.KeepKnown),
 		open:  map[string]*stream{}, releases: map[string]pendingRelease{},

@@ -56,14 +56,15 @@ type stream struct {
 	// Of the handler alone.
 	queue   []*agentpb.ServerMessage // behind what is being sent
 	sending bool
+	answers int       // in queue
 	renewed time.Time // when a credential was last asked for
 
 	sent     chan error   // from the sender, when it ends
 	progress atomic.Int64 // Unix nanoseconds of when the sender last got rid of a message
 }
 
-// maxQueue bounds the messages behind an update: a heartbeat, a release, answers.
-const maxQueue = 8
+// maxAnswers bounds the answers to requests that wait behind what is being sent.
+const maxAnswers = 8
 
 func (st *stream) end(code agentpb.Bye_Code, reason string) { st.cancel(&farewell{code, reason}) }
 
@@ -311,9 +312,12 @@ func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) 
 				return err
 			}
 			st.sending = false
+			if len(st.queue) == 0 {
+				st.answers = 0
+			}
 			st.flush()
 		case r := <-st.renews:
-			if len(st.queue) > maxQueue {
+			if st.answers++; st.answers > maxAnswers {
 				return &farewell{agentpb.Bye_SLOW, "the agent asks and does not read"}
 			}
 			st.renew(r)
@@ -427,6 +431,12 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 	}
 	if labels == nil {
 		labels = map[string]string{}
+	}
+	select { // each reads the whole state
+	case s.lists <- struct{}{}:
+		defer func() { <-s.lists }()
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	u, err := s.cfg.Store.Watch(lbstate.WatchOptions{Labels: labels}).Next(ctx)
 	if err != nil {
