@@ -9,6 +9,8 @@
 //	go r.Run(ctx)                       // drains, retries, drift
 //	report, err := r.Sync(ctx, desired) // whenever desired changes
 //
+// Or in one: r.Follow(ctx, source).
+//
 // # Nouns
 //
 // A Desired holds services with their destinations, and IPVS's timeouts and sync
