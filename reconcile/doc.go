@@ -66,6 +66,7 @@
 // | goroutine | started by | stopped by | state it owns |
 // |---|---|---|---|
 // | Run | the caller | its ctx | a timer; while it has the turn, what Sync has while it runs: record, reader, back-offs |
+// | Run, and one that waits for the source | Follow | its ctx, the source's error | the latest desired state |
 // | listener | Run, for a Kernel that is a Notifier | Run's end, which waits for it | a socket |
 //
 // Nothing else runs: Sync, Update, Apply, Cleanup, Zero, Plan and Observe work on
