@@ -11,9 +11,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/ipvskit/ipvskit/healthcheck"
 )
 
 type role string
@@ -46,6 +49,7 @@ type config struct {
 	grpcAddress []string // servers that an agent talks to
 	volDir      string
 	tuning      tuning
+	hold        healthcheck.Hold // when mass failure is suspected
 	plane       dataplane
 	agentName   string
 	agentNamed  bool // by --agent_name
@@ -230,6 +234,16 @@ func flagSet(c *config) *pflag.FlagSet {
 	}), "agent_labels", "labels of this agent, as in zone=a,rack=7; services select agents by them")
 	text(&c.agentDir, "agent_dir", "", "a directory", "directory of the agent's journal (default: agent_data; singleon: agent, under --raft_vol_dir)", func(string) bool { return true })
 	c.tuning.flags(fs)
+	fs.Var(newValue("0.5", "share", "more than 0, at most 1; 1 holds nothing", func(s string) bool {
+		n, err := strconv.ParseFloat(s, 64)
+		c.hold.Share = n
+		return err == nil && n > 0 && n <= 1
+	}), "hold_share", "share of the healthy backends that must fail within 10 s for this host to be suspected:\nthey stay in service for --hold_limit")
+	fs.Var(newValue("1m0s", "duration", "a duration of more than 0, as in 30s", func(s string) bool {
+		d, err := time.ParseDuration(s)
+		c.hold.Limit = d
+		return err == nil && d > 0
+	}), "hold_limit", "how long what is held back is not believed, at most")
 	text(&c.listen, "listen", "", "a host name or IP address", "host that all ports listen on; 0.0.0.0 or :: for every address, VIPs included\n(default: the host of --adverties)", func(s string) bool { return s == "" || isHost(s) })
 	list(&c.hostNames, "http_names", "", "DNS names, comma separated", "further DNS names by which browsers reach the page; by IP address and by the announced\nname they always may", isHost)
 	file := func(p *string, name, usage string) {

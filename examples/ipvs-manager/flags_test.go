@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/ipvskit/ipvskit/healthcheck"
 )
 
 func TestFlagsDefaults(t *testing.T) {
@@ -20,6 +22,7 @@ func TestFlagsDefaults(t *testing.T) {
 		role: roleServer, nodeID: "raft", advertise: "127.0.0.1:8110", listen: "127.0.0.1",
 		cluster: []string{"127.0.0.1:8010"}, serverPort: 8010, grpcPort: 8210,
 		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", tuning: tuning{dummyName: "ipvs-manager", drainTimeout: time.Minute},
+		hold:  healthcheck.Hold{Share: 0.5, Limit: time.Minute},
 		plane: planeAuto, agentName: "here", agentNamed: true, agentLabels: map[string]string{}, agentDir: "agent_data",
 		logLevel: zapcore.InfoLevel,
 	}
@@ -67,6 +70,8 @@ func TestBadFlagsAreNamed(t *testing.T) {
 	}{
 		{"--server_type master", []string{"--server_type", `"master"`, "server (or empty), agent, singleon"}},
 		{"--allowed_prefixes 192.0.2.0", []string{"--allowed_prefixes", `"192.0.2.0"`, "ADDRESS/LENGTH"}},
+		{"--hold_share 1.5", []string{"--hold_share", `"1.5"`, "at most 1"}},
+		{"--hold_limit 0s", []string{"--hold_limit", `"0s"`, "more than 0"}},
 		{"--drain_timeout -1s", []string{"--drain_timeout", `"-1s"`, "a duration"}},
 		{"--server_port 0", []string{"--server_port", `"0"`, "1 to 65535"}},
 		{"--server_port 65536", []string{"--server_port", `"65536"`}},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/api"
 	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/web"
+	"github.com/ipvskit/ipvskit/healthcheck"
 	"github.com/ipvskit/ipvskit/healthcheck/lbchecks"
 	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/raftstore"
@@ -137,7 +138,7 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 	if err != nil {
 		return nil, err
 	}
-	if s.checks, err = lbchecks.New(lbchecks.Config{Store: lb, Leadership: s.store, Logger: log}); err != nil {
+	if s.checks, err = lbchecks.New(lbchecks.Config{Store: lb, Leadership: s.store, Engine: healthcheck.Config{Hold: cfg.hold}, Logger: log}); err != nil {
 		return nil, err
 	}
 	ac := agent.ServerConfig{
@@ -171,7 +172,7 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 		about.DataPlane, about.Simulated, about.Notice = p.name(), p.simulated(), p.notice
 	}
 	ac := api.Config{
-		Store: lb, Cluster: cluster{s.store}, Agents: s.agents.Agents, About: about, Logger: s.log,
+		Store: lb, Cluster: cluster{s.store}, Checks: s.checks, Agents: s.agents.Agents, About: about, Logger: s.log,
 		Forming: func() string {
 			if p := s.formation.Progress(); !p.In() {
 				return p.String()

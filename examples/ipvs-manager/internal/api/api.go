@@ -41,6 +41,7 @@ type About struct {
 type Config struct {
 	Store   *lbstate.Store           // required
 	Cluster Cluster                  // required
+	Checks  Checks                   // required
 	Agents  func() []agent.AgentInfo // required: those connected to this server
 	About   About
 
@@ -66,8 +67,8 @@ type API struct {
 
 // New returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Store == nil || cfg.Cluster == nil || cfg.Agents == nil {
-		return nil, errors.New("api: Store, Cluster and Agents are required")
+	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Agents == nil {
+		return nil, errors.New("api: Store, Cluster, Checks and Agents are required")
 	}
 	if cfg.Forming == nil {
 		cfg.Forming = func() string { return "" }
@@ -99,33 +100,37 @@ func (a *API) Register(mux *http.ServeMux) {
 	const get, put, patch, post, del = http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodPost, http.MethodDelete
 	services := collection{kind: lbstate.KindService}
 	for path, m := range map[string]methods{
-		"/api/v1/services":                           {get: a.listServices},
-		"/api/v1/services/{name}":                    {get: a.getService, put: a.putService, patch: a.patch(services), del: a.deleteService},
-		"/api/v1/services/{name}/backends/{backend}": {get: a.getBackend, put: a.putBackend, del: a.deleteBackend},
-		"/api/v1/checks":                             {get: a.list(sharedChecks)},
-		"/api/v1/checks/{name}":                      {get: a.get(sharedChecks), put: a.put(sharedChecks), patch: a.patch(sharedChecks), del: a.remove(sharedChecks)},
-		"/api/v1/profiles":                           {get: a.list(directorProfiles)},
-		"/api/v1/profiles/{name}":                    {get: a.get(directorProfiles), put: a.put(directorProfiles), patch: a.patch(directorProfiles), del: a.remove(directorProfiles)},
-		"/api/v1/settings":                           {get: a.get(settings), put: a.put(settings), patch: a.patch(settings)},
-		"/api/v1/transactions":                       {post: a.transact},
-		"/api/v1/history":                            {get: a.history},
-		"/api/v1/history/{revision}":                 {get: a.revision},
-		"/api/v1/diff":                               {get: a.diff},
-		"/api/v1/config":                             {get: a.configuration},
-		"/api/v1/rollback":                           {post: a.rollback},
-		"/api/v1/plan":                               {post: a.plan},
-		"/api/v1/apply":                              {post: a.apply},
-		"/api/v1/import/{format}":                    {post: a.importText},
-		"/api/v1/watch":                              {get: a.watch},
-		"/api/v1/agents":                             {get: a.agents},
-		"/api/v1/cluster":                            {get: a.cluster},
-		"/api/v1/cluster/members":                    {post: a.addMember},
-		"/api/v1/cluster/members/{name}":             {patch: a.moveMember, del: a.removeMember},
-		"/api/v1/cluster/members/{name}/promote":     {post: a.promoteMember},
-		"/api/v1/cluster/leader":                     {put: a.setLeader},
-		"/api/v1/cluster/backup":                     {get: a.backup},
-		"/healthz":                                   {get: a.healthz},
-		"/readyz":                                    {get: a.readyz},
+		"/api/v1/services":                                 {get: a.listServices},
+		"/api/v1/services/{name}":                          {get: a.getService, put: a.putService, patch: a.patch(services), del: a.deleteService},
+		"/api/v1/services/{name}/backends/{backend}":       {get: a.getBackend, put: a.putBackend, del: a.deleteBackend},
+		"/api/v1/checks":                                   {get: a.list(sharedChecks)},
+		"/api/v1/checks/{name}":                            {get: a.get(sharedChecks), put: a.put(sharedChecks), patch: a.patch(sharedChecks), del: a.remove(sharedChecks)},
+		"/api/v1/profiles":                                 {get: a.list(directorProfiles)},
+		"/api/v1/profiles/{name}":                          {get: a.get(directorProfiles), put: a.put(directorProfiles), patch: a.patch(directorProfiles), del: a.remove(directorProfiles)},
+		"/api/v1/settings":                                 {get: a.get(settings), put: a.put(settings), patch: a.patch(settings)},
+		"/api/v1/transactions":                             {post: a.transact},
+		"/api/v1/history":                                  {get: a.history},
+		"/api/v1/history/{revision}":                       {get: a.revision},
+		"/api/v1/diff":                                     {get: a.diff},
+		"/api/v1/config":                                   {get: a.configuration},
+		"/api/v1/rollback":                                 {post: a.rollback},
+		"/api/v1/plan":                                     {post: a.plan},
+		"/api/v1/apply":                                    {post: a.apply},
+		"/api/v1/import/{format}":                          {post: a.importText},
+		"/api/v1/watch":                                    {get: a.watch},
+		"/api/v1/agents":                                   {get: a.agents},
+		"/api/v1/cluster":                                  {get: a.cluster},
+		"/api/v1/cluster/members":                          {post: a.addMember},
+		"/api/v1/cluster/members/{name}":                   {patch: a.moveMember, del: a.removeMember},
+		"/api/v1/cluster/members/{name}/promote":           {post: a.promoteMember},
+		"/api/v1/cluster/leader":                           {put: a.setLeader},
+		"/api/v1/cluster/backup":                           {get: a.backup},
+		"/api/v1/health":                                   {get: a.health},
+		"/api/v1/health/hold":                              {del: a.releaseHold},
+		"/api/v1/services/{name}/checks":                   {get: a.checks},
+		"/api/v1/services/{name}/backends/{backend}/probe": {post: a.probe},
+		"/healthz":                                         {get: a.healthz},
+		"/readyz":                                          {get: a.readyz},
 	} {
 		mux.Handle(path, fresh(m))
 	}

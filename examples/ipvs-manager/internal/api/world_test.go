@@ -34,6 +34,7 @@ type world struct {
 	client  *http.Client
 	link    *link
 	members *members
+	prober  prober
 }
 
 // link is the state's replicator, which a test can break.
@@ -163,7 +164,7 @@ func newTunedWorld(t *testing.T, tune func(*API, *http.Server), options ...func(
 		{Name: "node0", HTTPAddr: "127.0.0.1:1", Role: "leader"},
 	}}
 	cfg := Config{
-		Store: lbstate.NewStore(state, w.link), Cluster: w.members,
+		Store: lbstate.NewStore(state, w.link), Cluster: w.members, Checks: &w.prober,
 		Agents: func() []agent.AgentInfo { return nil },
 		About:  About{Name: "node0"},
 	}
