@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/ipvskit/ipvskit/healthcheck"
+	"github.com/ipvskit/ipvskit/reconcile"
 )
 
 func TestFlagsDefaults(t *testing.T) {
@@ -52,6 +53,11 @@ func TestFlags(t *testing.T) {
 			t := c.tuning
 			return len(t.allowedPrefixes) == 2 && t.allowedPrefixes[0].String() == "192.0.2.0/24" && t.drainTimeout < 0 && t.releaseVIPs && t.leaveSysctls[0] == "*"
 		}},
+		{"kernel", "--ipvs_timeouts tcp=5m,udp=30s --sync_daemons master:eth1:7,backup:eth1:7", func(c config) bool {
+			t := c.tuning
+			return t.timeouts == reconcile.Timeouts{TCP: 5 * time.Minute, UDP: 30 * time.Second} && len(t.daemons) == 2 &&
+				t.daemons[1] == reconcile.SyncDaemon{Role: reconcile.SyncBackup, Interface: "eth1", ID: 7}
+		}},
 		{"listen", "--listen ::", func(c config) bool { return c.listenAddress(8010) == "[::]:8010" }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -70,6 +76,10 @@ func TestBadFlagsAreNamed(t *testing.T) {
 	}{
 		{"--server_type master", []string{"--server_type", `"master"`, "server (or empty), agent, singleon"}},
 		{"--allowed_prefixes 192.0.2.0", []string{"--allowed_prefixes", `"192.0.2.0"`, "ADDRESS/LENGTH"}},
+		{"--ipvs_timeouts tcp=1ms", []string{"--ipvs_timeouts", `"tcp=1ms"`, "whole seconds"}},
+		{"--ipvs_timeouts icmp=1s", []string{"--ipvs_timeouts", `"icmp=1s"`}},
+		{"--sync_daemons master:eth1", []string{"--sync_daemons", `"master:eth1"`, "master:INTERFACE:ID"}},
+		{"--sync_daemons master:eth1:256", []string{"--sync_daemons", `"master:eth1:256"`}},
 		{"--hold_share 1.5", []string{"--hold_share", `"1.5"`, "at most 1"}},
 		{"--hold_limit 0s", []string{"--hold_limit", `"0s"`, "more than 0"}},
 		{"--drain_timeout -1s", []string{"--drain_timeout", `"-1s"`, "a duration"}},

@@ -17,6 +17,8 @@ import (
 // commands are what is done once and ends; everything else is a role of the
 // program, given by flags.
 var commands = map[string]func(args []string, stdout io.Writer) error{
+	"observe": observe,
+	"zero":    zero,
 	"cleanup": cleanup,
 	"backup":  backup,
 	"restore": restore,
@@ -35,6 +37,8 @@ var commands = map[string]func(args []string, stdout io.Writer) error{
 }
 
 const commandsHelp = `Commands (each has --help):
+  observe         show what this host's kernel has of the load balancer, with statistics
+  zero            set those statistics back
   cleanup         remove from this host's kernel all that an agent has programmed, and nothing else
   backup          copy the state of a stopped server to a file
   restore         make the first server of a new cluster of a backup

@@ -30,6 +30,8 @@ type tuning struct {
 	soleDirector    bool
 	protectVIPs     bool
 	leaveSysctls    []string
+	timeouts        reconcile.Timeouts
+	daemons         []reconcile.SyncDaemon
 }
 
 // scopeFlags say what is ours on this host.
@@ -68,6 +70,16 @@ func (t *tuning) flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&t.drainServices, "drain_services", false, "let the connections of a removed service end too, within --drain_timeout")
 	fs.BoolVar(&t.releaseVIPs, "release_vips", false, "unbind a VIP that no service uses any more; by default it stays")
 	fs.BoolVar(&t.arpQuiet, "arp_quiet", false, "answer no ARP for the VIPs: for several directors on one segment")
+	fs.Var(newValue("", "timeouts", "tcp=, tcpfin= and udp= with whole seconds, comma separated, as in tcp=15m,udp=1m", func(s string) bool {
+		var ok bool
+		t.timeouts, ok = parseTimeouts(s)
+		return ok
+	}), "ipvs_timeouts", "how long IPVS keeps a connection without a packet (default: as the kernel has it)")
+	fs.Var(newValue("", "daemons", "master:INTERFACE:ID or backup:INTERFACE:ID, ID 0 to 255, comma separated", func(s string) bool {
+		var ok bool
+		t.daemons, ok = parseDaemons(s)
+		return ok
+	}), "sync_daemons", "IPVS's threads that share connections with other directors by multicast (default: none)")
 	fs.BoolVar(&t.soleDirector, "sole_director", false, "no other host carries these VIPs: do not warn of one that is on a segment of this host")
 	fs.BoolVar(&t.protectVIPs, "protect_vips", false, "reject new connections to ports of a VIP that no service has; this host's own listeners\nanswer there otherwise")
 	fs.Var(newValue("", "list", "names below /proc/sys, comma separated, or *", func(s string) bool {
@@ -86,12 +98,46 @@ func parseMarks(s string) (reconcile.MarkRange, bool) {
 	return reconcile.MarkRange{First: uint32(first), Last: uint32(last)}, ok && errors.Join(err1, err2) == nil && first > 0 && first <= last
 }
 
+// parseTimeouts reads tcp=15m,tcpfin=2m,udp=5m, each at most once.
+func parseTimeouts(s string) (t reconcile.Timeouts, ok bool) {
+	fields := map[string]*time.Duration{"tcp": &t.TCP, "tcpfin": &t.TCPFin, "udp": &t.UDP}
+	for _, part := range splitList(s) {
+		name, text, _ := strings.Cut(part, "=")
+		d, err := time.ParseDuration(text)
+		field := fields[name]
+		if field == nil || err != nil || d < time.Second || d%time.Second != 0 {
+			return t, false
+		}
+		*field = d
+		delete(fields, name)
+	}
+	return t, true
+}
+
+// parseDaemons reads master:eth1:7,backup:eth1:7.
+func parseDaemons(s string) (daemons []reconcile.SyncDaemon, ok bool) {
+	roles := map[string]reconcile.SyncRole{"master": reconcile.SyncMaster, "backup": reconcile.SyncBackup}
+	for _, part := range splitList(s) {
+		words := strings.Split(part, ":")
+		if len(words) != 3 || !isInterface(words[1]) {
+			return nil, false
+		}
+		role, known := roles[words[0]]
+		id, err := strconv.ParseUint(words[2], 10, 8)
+		if !known || err != nil {
+			return nil, false
+		}
+		daemons = append(daemons, reconcile.SyncDaemon{Role: role, Interface: words[1], ID: uint8(id)})
+	}
+	return daemons, true
+}
+
 // reconciler makes the Reconciler of this host; dir is the agent's directory.
 func (t tuning) reconciler(dir string, kernel reconcile.Kernel, onReport func(reconcile.Report), log *zap.Logger) (*reconcile.Reconciler, error) {
 	cfg := reconcile.Config{
 		Kernel: kernel, DummyName: t.dummyName, Marks: t.marks, AllowedPrefixes: t.allowedPrefixes,
 		DrainTimeout: t.drainTimeout, DrainServices: t.drainServices, ReleaseVIPs: t.releaseVIPs, ARPQuiet: t.arpQuiet,
-		SoleDirector: t.soleDirector, ProtectVIPs: t.protectVIPs, LeaveSysctls: t.leaveSysctls, OnReport: onReport, Logger: log,
+		SoleDirector: t.soleDirector, Timeouts: t.timeouts, Daemons: t.daemons, ProtectVIPs: t.protectVIPs, LeaveSysctls: t.leaveSysctls, OnReport: onReport, Logger: log,
 	}
 	if !kernel.Simulated() {
 		// A simulated kernel is empty at each start, so it has no scope to

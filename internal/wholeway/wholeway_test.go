@@ -354,6 +354,26 @@ func changesLoseNothing(t *testing.T, s *stage) {
 // cleanUp removes what the agent has made; what others have made stays.
 func cleanUp(t *testing.T, s *stage) {
 	manager := os.Getenv("IPVS_MANAGER")
+	seen := onDirector(t, manager, "observe", "--agent_dir", s.agentDir)
+	for _, want := range []string{"tcp/" + echo, "10.1.0.1:7000", "of others: fwmark/4242/ipv4", "of others: udp/198.18.0.1:53"} {
+		if !strings.Contains(seen, want) {
+			t.Errorf("observe does not show %q:\n%s", want, seen)
+		}
+	}
+	counted := func() string {
+		words := strings.Fields(lines(onDirector(t, "ipvsadm", "-Ln", "--stats", "--exact", "-t", echo), "TCP "))
+		if len(words) < 3 {
+			t.Fatalf("no statistics of %s: %q", echo, words)
+		}
+		return words[2] // connections
+	}
+	if n := counted(); n == "0" {
+		t.Error("nobody has used the service, so there is nothing to set back")
+	}
+	onDirector(t, manager, "zero", "--agent_dir", s.agentDir)
+	if n := counted(); n != "0" {
+		t.Errorf("%s connections are counted after zero", n)
+	}
 	if out, err := tryOnDirector(manager, "cleanup", "--agent_dir", s.agentDir); err == nil || !strings.Contains(out, "another agent uses this directory") {
 		t.Errorf("cleanup beside a running agent: %v\n%s", err, out)
 	}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/pflag"
+
+	"github.com/ipvskit/ipvskit/reconcile"
+)
+
+// openReconciler is for commands that look at the kernel beside a running agent.
+func openReconciler(name, what string, args []string) (*reconcile.Reconciler, error) {
+	var t tuning
+	var dir string
+	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	fs.StringVar(&dir, "agent_dir", "agent_data", "directory of the agent's journal, which knows what is ours")
+	t.scopeFlags(fs)
+	if err := parseCommand(fs, what, args); err != nil {
+		return nil, err
+	}
+	if err := reconcile.Available(); err != nil {
+		return nil, err
+	}
+	kernel, err := reconcile.NewLinux(reconcile.LinuxConfig{})
+	if err != nil {
+		return nil, err
+	}
+	return t.reconciler(dir, kernel, nil, nil)
+}
+
+// observe shows what is ours in this host's kernel.
+func observe(args []string, stdout io.Writer) error {
+	r, err := openReconciler("observe", "shows what this host's kernel has of the load balancer: services and backends with\n"+
+		"connections and rates, and what others have made. It changes nothing, and the agent may run.", args)
+	if err != nil {
+		return err
+	}
+	a, err := r.Observe(context.Background())
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SERVICE\tBACKEND\tHOW\tWEIGHT\tACTIVE\tINACTIVE\tCONNECTIONS\tCONN/S\tIN B/S\tOUT B/S")
+	for _, s := range a.Services {
+		c := s.Counters
+		fmt.Fprintf(w, "%s\t\t%s\t\t\t\t%d\t%d\t%d\t%d\n", s.Key, s.Scheduler, c.Connections, c.ConnectionRate, c.ByteRateIn, c.ByteRateOut)
+		for _, d := range s.Destinations {
+			c := d.Counters
+			fmt.Fprintf(w, "\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", d.AddrPort(), d.Forwarding, d.Weight, d.Active, d.Inactive, c.Connections, c.ConnectionRate, c.ByteRateIn, c.ByteRateOut)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, d := range a.Drains {
+		fmt.Fprintf(stdout, "drains: %s -> %s, until %s at the latest\n", d.Service, d.Dest, d.Deadline.Format("15:04:05"))
+	}
+	for _, k := range a.Foreign {
+		fmt.Fprintf(stdout, "of others: %s\n", k)
+	}
+	return nil
+}
+
+// zero sets the counters of our services back.
+func zero(args []string, _ io.Writer) error {
+	r, err := openReconciler("zero", "sets the kernel's counters of the load balancer's services to zero.", args)
+	if err != nil {
+		return err
+	}
+	return r.Zero(context.Background())
+}
