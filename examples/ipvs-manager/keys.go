@@ -19,6 +19,7 @@ import (
 var commands = map[string]func(args []string, stdout io.Writer) error{
 	"observe": observe,
 	"zero":    zero,
+	"plan":    plan,
 	"cleanup": cleanup,
 	"backup":  backup,
 	"restore": restore,
@@ -38,6 +39,7 @@ var commands = map[string]func(args []string, stdout io.Writer) error{
 
 const commandsHelp = `Commands (each has --help):
   observe         show what this host's kernel has of the load balancer, with statistics
+  plan            print what would make this host's kernel equal to a file, without doing it
   zero            set those statistics back
   cleanup         remove from this host's kernel all that an agent has programmed, and nothing else
   backup          copy the state of a stopped server to a file

@@ -4,20 +4,26 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
+	"os"
 	"text/tabwriter"
 
 	"github.com/spf13/pflag"
 
+	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/reconcile"
 )
 
 // openReconciler is for commands that look at the kernel beside a running agent.
-func openReconciler(name, what string, args []string) (*reconcile.Reconciler, error) {
+func openReconciler(name, what string, args []string, more func(*pflag.FlagSet)) (*reconcile.Reconciler, error) {
 	var t tuning
 	var dir string
 	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	fs.StringVar(&dir, "agent_dir", "agent_data", "directory of the agent's journal, which knows what is ours")
 	t.scopeFlags(fs)
+	if more != nil {
+		more(fs)
+	}
 	if err := parseCommand(fs, what, args); err != nil {
 		return nil, err
 	}
@@ -34,7 +40,7 @@ func openReconciler(name, what string, args []string) (*reconcile.Reconciler, er
 // observe shows what is ours in this host's kernel.
 func observe(args []string, stdout io.Writer) error {
 	r, err := openReconciler("observe", "shows what this host's kernel has of the load balancer: services and backends with\n"+
-		"connections and rates, and what others have made. It changes nothing, and the agent may run.", args)
+		"connections and rates, and what others have made. It changes nothing, and the agent may run.", args, nil)
 	if err != nil {
 		return err
 	}
@@ -66,9 +72,67 @@ func observe(args []string, stdout io.Writer) error {
 
 // zero sets the counters of our services back.
 func zero(args []string, _ io.Writer) error {
-	r, err := openReconciler("zero", "sets the kernel's counters of the load balancer's services to zero.", args)
+	r, err := openReconciler("zero", "sets the kernel's counters of the load balancer's services to zero.", args, nil)
 	if err != nil {
 		return err
 	}
 	return r.Zero(context.Background())
+}
+
+// plan shows what it would take to make this host's kernel equal to a file.
+func plan(args []string, stdout io.Writer) error {
+	file := ""
+	r, err := openReconciler("plan", "prints the operations that would make this host's kernel equal to a configuration\n"+
+		"(as GET /api/v1/config gives it), with every backend healthy. It changes nothing, and the\nagent may run.", args, func(fs *pflag.FlagSet) {
+		fs.StringVar(&file, "config", "config.yaml", "file with the configuration, JSON or YAML")
+	})
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	view, err := viewOf(text)
+	if err != nil {
+		return fmt.Errorf("--config %s: %w", file, err)
+	}
+	desired, unusable := reconcile.FromView(view)
+	ops, failures, err := r.Plan(context.Background(), desired)
+	if err != nil {
+		return err
+	}
+	for _, op := range ops {
+		fmt.Fprintln(stdout, op)
+	}
+	for _, f := range append(unusable, failures...) {
+		fmt.Fprintf(stdout, "cannot be: %v\n", f)
+	}
+	fmt.Fprintf(stdout, "%d operations\n", len(ops))
+	return nil
+}
+
+// viewOf is what a director of all services of a configuration gets.
+func viewOf(text []byte) (lbstate.View, error) {
+	var v lbstate.View
+	set, err := lbstate.DecodeConfiguration(text)
+	if err != nil {
+		return v, err
+	}
+	if err := set.Validate(); err != nil {
+		return v, err
+	}
+	checks := make(map[string]lbstate.SharedCheck, len(set.Checks))
+	for _, c := range set.Checks {
+		checks[c.Name] = c
+	}
+	for _, s := range set.Services {
+		s = s.WithDefaults()
+		healthy := make(map[netip.AddrPort]lbstate.BackendHealth, len(s.Backends))
+		for _, b := range s.Backends {
+			healthy[b.AddrPort()] = lbstate.BackendHealth{State: lbstate.Up}
+		}
+		v.Services = append(v.Services, lbstate.Desired(lbstate.Effective(s, checks, healthy, 0)))
+	}
+	return v, nil
 }

@@ -360,6 +360,21 @@ func cleanUp(t *testing.T, s *stage) {
 			t.Errorf("observe does not show %q:\n%s", want, seen)
 		}
 	}
+	// A plan of a file with another service alone adds it and removes ours.
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte("services:\n- {name: new, vip: "+vip+", port: 8443, backends: [{address: 10.1.0.2}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := onDirector(t, "ipvsadm", "-Sn")
+	planned := onDirector(t, manager, "plan", "--config", file, "--agent_dir", s.agentDir)
+	for _, want := range []string{"add service tcp/" + vip + ":8443", "-> 10.1.0.2:8443", "delete service tcp/" + echo} {
+		if !strings.Contains(planned, want) {
+			t.Errorf("the plan lacks %q:\n%s", want, planned)
+		}
+	}
+	if after := onDirector(t, "ipvsadm", "-Sn"); after != before {
+		t.Errorf("a plan changed the kernel:\n%s\nbefore:\n%s", after, before)
+	}
 	counted := func() string {
 		words := strings.Fields(lines(onDirector(t, "ipvsadm", "-Ln", "--stats", "--exact", "-t", echo), "TCP "))
 		if len(words) < 3 {
