@@ -18,9 +18,6 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"go.etcd.io/raft/v3"
-	"go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/ipvskit/ipvskit/raftstore/internal/simdisk"
 )
@@ -60,38 +57,6 @@ const (
 	skipsReadQuorum          // answers ReadIndex without asking a quorum
 )
 
-type simNode struct {
-	sim      *sim
-	id       uint64 // 0: not a member yet
-	name     string
-	dir      string
-	fs       *simdisk.FS
-	up       bool
-	s        *Store
-	l        *loop
-	tasks    []func() // of the background
-	nextTick time.Time
-	slow     time.Time // the disk works again then
-	paused   time.Time // the process runs again then
-	drift    time.Time // the clock is slow until then
-	gone     bool      // removed
-	awaits   []simInstall
-}
-
-type simMessage struct {
-	to, from uint64
-	due      time.Time
-	msg      *raftpb.Message
-	body     []byte      // of a snapshot
-	done     func(error) // of a snapshot
-}
-
-// simInstall is a snapshot that a node has received; its sender hears the outcome.
-type simInstall struct {
-	outcome chan error
-	report  func(error)
-}
-
 type simOp struct {
 	node  *simNode
 	p     *proposal
@@ -114,49 +79,6 @@ func (c simContext) Err() error {
 		return context.DeadlineExceeded
 	}
 	return nil
-}
-
-// simTransport is one node's end of the simulated network.
-type simTransport struct {
-	n *simNode
-}
-
-func (simTransport) SetPeer(uint64, uint64, string) {}
-func (simTransport) RemovePeer(uint64)              {}
-func (simTransport) Run(context.Context, uint64, uint64, uint64, func(uint64, []*raftpb.Message), func(*raftpb.Message, io.Reader) error, func(uint64, error)) error {
-	return errors.New("the simulation carries messages itself")
-}
-
-func (t simTransport) Send(msgs []*raftpb.Message) {
-	s := t.n.sim
-	for _, m := range msgs {
-		s.note("send %d %d %v %d %d", t.n.id, m.GetTo(), m.GetType(), m.GetTerm(), m.GetIndex())
-		if s.rng.IntN(100) < 2 {
-			continue // lost
-		}
-		copies := 1
-		if s.rng.IntN(100) < 2 {
-			copies = 2
-		}
-		for range copies {
-			delay := time.Duration(1+s.rng.IntN(5)) * time.Millisecond
-			if s.rng.IntN(50) == 0 {
-				delay = time.Duration(s.rng.IntN(400)) * time.Millisecond
-			}
-			s.net = append(s.net, simMessage{to: m.GetTo(), from: t.n.id, due: s.now.Add(delay), msg: proto.CloneOf(m)})
-		}
-	}
-}
-
-func (t simTransport) SendSnapshot(m *raftpb.Message, _ int64, body io.ReadCloser, done func(error)) {
-	data, err := io.ReadAll(body)
-	body.Close()
-	if err != nil {
-		done(err)
-		return
-	}
-	s := t.n.sim
-	s.net = append(s.net, simMessage{to: m.GetTo(), from: t.n.id, due: s.now.Add(time.Duration(5+s.rng.IntN(50)) * time.Millisecond), msg: proto.CloneOf(m), body: data, done: done})
 }
 
 // simMachine keeps values by key; a command puts one and answers the former.
@@ -242,198 +164,12 @@ func (s *sim) addNode(name string) (*simNode, error) {
 	return n, n.open()
 }
 
-// open opens the store of a node.
-func (n *simNode) open() error {
-	cfg := Config{
-		Dir: n.dir, Name: n.name, RaftAddr: n.name + ":1", StateMachines: map[string]StateMachine{"sim": simMachine{}},
-		Transport: simTransport{n}, TickInterval: 10 * time.Millisecond, ElectionTicks: 8,
-		SnapshotEntries: 60, TrailingEntries: 10, files: n.fs,
-	}
-	if n.sim.broken == skipsReadQuorum {
-		cfg.weaken = func(c *raft.Config) { c.ReadOnlyOption = raft.ReadOnlyLeaseBased }
-	}
-	var err error
-	n.s, err = Open(cfg)
-	return err
-}
-
-// start makes the loop of a node that has an identity.
-func (n *simNode) start() error {
-	n.s.state.write.now = func() time.Time { return n.sim.now }
-	n.s.state.write.later = func(time.Duration, func()) {} // see work
-	if n.sim.broken == forgetsApplied && n.s.state.lastCheckpoint().Index > foundingIndex {
-		if err := n.forget(); err != nil {
-			return err
-		}
-	}
-	l, err := n.s.newLoop()
-	if err != nil {
-		return err
-	}
-	n.l, n.up = l, true
-	n.nextTick = n.sim.now
-	l.now = func() time.Time { return n.sim.now }
-	l.spawn = func(fn func()) { n.tasks = append(n.tasks, fn) }
-	l.after = func(time.Duration, func()) {}
-	l.append.install = func(in *incomingSnapshot) error {
-		if err := l.apply.work(); err != nil {
-			return err
-		}
-		n.sim.snapshots++
-		return l.apply.install(in)
-	}
-	l.apply.confChange = func(cc *raftpb.ConfChangeV2) (*raftpb.ConfState, error) { return l.rn.ApplyConfChange(cc), nil }
-	return l.begin()
-}
-
-// forget makes the state say that it has applied less than it has.
-func (n *simNode) forget() error {
-	base := n.s.logs.contents.Base
-	if base.Index == 0 {
-		base.Index, base.Term = foundingIndex, 1
-	}
-	if base.Index >= n.s.state.lastCheckpoint().Index {
-		return nil
-	}
-	err := n.s.state.update(1, func(tx *bbolt.Tx) error {
-		b := tx.Bucket(ownBucket)
-		if err := b.DeleteBucket(seenBucket); err != nil {
-			return err
-		}
-		if _, err := b.CreateBucket(seenBucket); err != nil {
-			return err
-		}
-		return own{b}.setApplied(base.Index, base.Term)
-	})
-	if err == nil {
-		_, err = n.s.state.checkpoint()
-	}
-	return err
-}
-
-// crash ends a node as a power cut does.
-func (n *simNode) crash() error {
-	n.sim.note("crash %d", n.id)
-	n.sim.crashes++
-	n.fs.Cut()
-	if n.l != nil {
-		n.l.round.fail(ErrStopped)
-	}
-	if n.s != nil {
-		_ = n.s.logs.wal.Close() // the power is cut: it fails
-		if err := errors.Join(n.s.state.close(), n.s.lock.release()); err != nil {
-			return err
-		}
-	}
-	for _, op := range slices.Clone(n.sim.ops) {
-		if op.node == n {
-			n.sim.end(op, outcome{err: op.left()})
-		}
-	}
-	for _, i := range n.awaits {
-		i.report(errors.New("the receiver has crashed"))
-	}
-	n.up, n.l, n.s, n.tasks, n.awaits = false, nil, nil, nil, nil
-	n.fs.Before = nil
-	return n.fs.Restart()
-}
-
 // left is what a caller hears whose node is gone.
 func (op *simOp) left() error {
 	if op.p != nil {
 		return op.p.leave(ErrStopped)
 	}
 	return ErrStopped
-}
-
-// do lets a node work; a power cut on the way ends it.
-func (n *simNode) do(fn func() error) error {
-	err := fn()
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, simdisk.ErrPowerCut):
-		return n.crash()
-	case errors.Is(err, ErrRemoved):
-		n.gone = true
-		return n.crash()
-	}
-	return fmt.Errorf("%s: %w", n.name, err)
-}
-
-// restart brings a node back.
-func (n *simNode) restart() error {
-	n.sim.note("restart %d", n.id)
-	return n.do(func() error {
-		if err := n.open(); err != nil {
-			return err
-		}
-		if n.s.node.Cluster == 0 {
-			return errors.New("it has forgotten what cluster it belongs to")
-		}
-		return n.start()
-	})
-}
-
-// work is one step of a node.
-func (n *simNode) work() error {
-	s := n.sim
-	if !n.up || s.now.Before(n.paused) {
-		return nil
-	}
-	if !s.now.Before(n.nextTick) {
-		n.l.tick()
-		n.nextTick = s.now.Add(time.Duration(9+s.rng.IntN(3)) * time.Millisecond)
-		if s.now.Before(n.drift) {
-			n.nextTick = s.now.Add(100 * time.Millisecond)
-		}
-	}
-	slow := s.now.Before(n.slow)
-	order := s.rng.Perm(4)
-	for _, what := range order {
-		if !n.up {
-			return nil
-		}
-		var err error
-		switch chance := s.rng.IntN(10); {
-		case what == 0 && chance < 8:
-			err = n.do(n.l.turn)
-		case what == 1 && chance < 6 && !slow:
-			err = n.do(n.l.append.work)
-		case what == 2 && chance < 6:
-			err = n.do(n.l.apply.work)
-		case what == 3 && chance < 4:
-			err = n.do(n.s.state.flush)
-		case what == 3 && chance < 6:
-			select {
-			case <-n.l.keep.due:
-				err = n.do(n.l.keep.work)
-			default:
-			}
-			if tasks := n.tasks; n.up && len(tasks) > 0 {
-				n.tasks = nil
-				for _, fn := range tasks {
-					fn()
-				}
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	n.awaits = slices.DeleteFunc(n.awaits, func(i simInstall) bool {
-		select {
-		case err := <-i.outcome:
-			i.report(err)
-			return true
-		default:
-			return false
-		}
-	})
-	if n.up {
-		s.leaders[n.l.rn.BasicStatus().GetTerm()] = true
-	}
-	return nil
 }
 
 func (s *sim) at(id uint64) *simNode {
@@ -444,55 +180,6 @@ func (s *sim) at(id uint64) *simNode {
 	}
 	return nil
 }
-
-// deliver hands over the messages that are due.
-func (s *sim) deliver() error {
-	var rest, due []simMessage
-	for _, m := range s.net {
-		if s.now.Before(m.due) {
-			rest = append(rest, m)
-		} else {
-			due = append(due, m)
-		}
-	}
-	s.net = rest
-	s.rng.Shuffle(len(due), func(i, j int) { due[i], due[j] = due[j], due[i] })
-	for _, m := range due {
-		if err := s.hand(m); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *sim) hand(m simMessage) error {
-	n := s.at(m.to)
-	if n == nil || !n.up || s.cut[pair(m.from, m.to)] {
-		if m.done != nil {
-			m.done(errors.New("cut off"))
-		}
-		return nil
-	}
-	if m.body == nil {
-		n.s.inbox.put(func() {
-			n.s.inbox.messages = append(n.s.inbox.messages, received{m.from, s.now, []*raftpb.Message{m.msg}})
-		})
-		return nil
-	}
-	return n.do(func() error {
-		in, err := n.s.verifySnapshot(m.msg.GetSnapshot().GetMetadata(), bytes.NewReader(m.body))
-		if err != nil {
-			m.done(err)
-			return err
-		}
-		l := n.l
-		l.takeSnapshot(m.msg, in)
-		n.awaits = append(n.awaits, simInstall{in.done, m.done})
-		return nil
-	})
-}
-
-func pair(a, b uint64) [2]uint64 { return [2]uint64{min(a, b), max(a, b)} }
 
 // key is one of a few that change as time passes: an operation without a known
 // outcome stays open for ever, and too many of them on one key cannot be checked.
