@@ -28,6 +28,8 @@ export async function edit(name) {
   $("editor-text").value = name ? "" : example;
   $("editor-delete").hidden = !name;
   show([]);
+  disarm();
+  disable(false);
   dialog.showModal();
   if (name) await load(name);
   $("editor-text").focus();
@@ -129,6 +131,7 @@ function disarm() {
 
 $("editor-cancel").addEventListener("click", () => dialog.close());
 dialog.addEventListener("close", () => {
+  if (dialog.open) return; // the event comes later than the closing; a service was opened in between
   disarm();
   disable(false);
 });

@@ -76,7 +76,9 @@ function objects(list) {
 let past = null; // {revision, now}: what is shown, and the configuration's revision that it is compared with
 
 async function open(revision) {
-  past = { revision };
+  const mine = { revision };
+  past = mine;
+  disarm();
   $("past-title").textContent = `Revision ${revision}`;
   $("past-hint").textContent = "";
   $("past-reason").value = "";
@@ -89,8 +91,8 @@ async function open(revision) {
     const [e, newest] = await Promise.all([get(`api/v1/history/${revision}`), get("api/v1/history?limit=1")]);
     const now = newest.history[0].revision;
     const back = now === revision ? null : await get(`api/v1/diff?from=${now}&to=${revision}`);
-    if (past?.revision !== revision) return; // closed meanwhile
-    past.now = now;
+    if (past !== mine) return; // closed meanwhile
+    mine.now = now;
     $("past-hint").textContent = [`by ${e.author || "nobody named"}`, new Date(e.at).toLocaleString(), e.reason].filter(Boolean).join(" · ");
     fill($("past-did"), [el("h3", {}, "What it changed"), diff(e.diff)]);
     fill($("past-would"), [
@@ -99,7 +101,7 @@ async function open(revision) {
     ]);
     $("past-back").disabled = !back || back.diff.length === 0;
   } catch (error) {
-    say(error.message);
+    if (past === mine) say(error.message);
   }
 }
 
@@ -159,6 +161,7 @@ function disarm() {
 $("past-cancel").addEventListener("click", () => dialog.close());
 $("past-form").addEventListener("submit", (event) => event.preventDefault()); // Enter in the reason
 dialog.addEventListener("close", () => {
+  if (dialog.open) return; // the event comes later than the closing; a revision was opened in between
   disarm();
   past = null;
 });
