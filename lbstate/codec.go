@@ -75,10 +75,6 @@ func number(key []byte) uint64 {
 	return binary.BigEndian.Uint64(key)
 }
 
-// CommandVersion is the version of the commands that this program writes, and
-// the highest that it can apply.
-const CommandVersion = 1
-
 // MaxCommandBytes bounds one command, as the replicated log has it.
 const MaxCommandBytes = 1 << 20
 

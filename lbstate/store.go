@@ -66,7 +66,7 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lb
 	if err := f.err(); err != nil {
 		return BatchResult{}, err
 	}
-	c.Version = CommandVersion
+	c.Version = commandVersion(c)
 	c.Author, c.Reason, c.Key = o.Author, o.Reason, o.Key
 	c.At = st.now().UnixMilli()
 	if o.Key != "" {
