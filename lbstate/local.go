@@ -61,6 +61,24 @@ func (l *Local) Propose(ctx context.Context, cmd []byte) (any, uint64, error) {
 	return results[0], l.index, nil
 }
 
+// Accepts says whether this program knows commands of this version.
+func (l *Local) Accepts(version uint64) error {
+	if version <= l.state.CommandVersion() {
+		return nil
+	}
+	return &tooNewError{version}
+}
+
+// tooNewError says that a command is of a version that this program cannot apply.
+type tooNewError struct{ version uint64 }
+
+func (e *tooNewError) Error() string {
+	return fmt.Sprintf("commands of version %d are not known to this program, only those up to %d", e.version, CommandVersion)
+}
+
+// NotApplied says that nothing was proposed.
+func (e *tooNewError) NotApplied() bool { return true }
+
 // SetTerm changes the term that commands are applied in, as a change of leader
 // does.
 func (l *Local) SetTerm(term uint64) {

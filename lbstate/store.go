@@ -66,7 +66,6 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lb
 	if err := f.err(); err != nil {
 		return BatchResult{}, err
 	}
-	c.Version = CommandVersion
 	c.Author, c.Reason, c.Key = o.Author, o.Reason, o.Key
 	c.At = st.now().UnixMilli()
 	if o.Key != "" {
@@ -77,6 +76,10 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lb
 		h := fnv.New64a()
 		h.Write(asked)
 		c.Request = h.Sum64()
+	}
+	c.Version = versionOf(c.ProtoReflect())
+	if err := st.replicator.Accepts(uint64(c.Version)); err != nil {
+		return BatchResult{}, err
 	}
 	data, err := encodeCommand(c)
 	if err != nil {
