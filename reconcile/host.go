@@ -83,7 +83,7 @@ func keepAddresses(link string) string { return "net/ipv6/conf/" + link + "/keep
 func acceptRA(link string) string { return "net/ipv6/conf/" + link + "/accept_ra" }
 
 func (c Config) planSysctl(stage *[]Op, a *Actual, name, value, why string) {
-	if c.leaves(name) || sameValue(a.Sysctls[name], value) {
+	if c.leaves(name) || sameValue(name, a.Sysctls[name], value) {
 		return
 	}
 	*stage = append(*stage, Op{Kind: SetSysctl, Name: name, Value: value, Why: why})

@@ -136,8 +136,16 @@ func (c Config) profileSettings() []setting {
 }
 
 // sameValue compares values of a setting as the kernel shows them: it separates
-// several by tabs.
-func sameValue(a, b string) bool {
+// several by tabs, and goes itself from 1 to 2 and back in what defends it when
+// memory is short (update_defense_level in net/netfilter/ipvs/ip_vs_ctl.c).
+func sameValue(name, a, b string) bool {
+	switch name {
+	case "net/ipv4/vs/drop_entry", "net/ipv4/vs/drop_packet", "net/ipv4/vs/secure_tcp":
+		automatic := func(v string) bool { return v == "1" || v == "2" }
+		if automatic(a) && automatic(b) {
+			return true
+		}
+	}
 	return a == b || slices.Equal(strings.Fields(a), strings.Fields(b))
 }
 
@@ -157,7 +165,7 @@ func (c Config) planRestores(p *plan, services []DesiredService, a *Actual) {
 	set := c.settingValues(services)
 	for _, name := range slices.Sorted(maps.Keys(a.before.Sysctls)) {
 		value := a.before.Sysctls[name]
-		if _, wanted := set[name]; wanted || c.leaves(name) || sameValue(a.Sysctls[name], value) {
+		if _, wanted := set[name]; wanted || c.leaves(name) || sameValue(name, a.Sysctls[name], value) {
 			continue
 		}
 		p.host = append(p.host, Op{Kind: SetSysctl, Name: name, Value: value, Why: "no profile sets it any more"})
@@ -185,7 +193,7 @@ func (r *Reconciler) noteBefore(p *plan, a *Actual) {
 	}
 	for name, value := range was.Sysctls {
 		_, needed := needs[name]
-		if !mine[name] && (needed || c.leaves(name) || sameValue(a.Sysctls[name], value)) {
+		if !mine[name] && (needed || c.leaves(name) || sameValue(name, a.Sysctls[name], value)) {
 			delete(was.Sysctls, name)
 		}
 	}

@@ -28,7 +28,7 @@ type profiled struct {
 func newProfiled(t *testing.T, cfg reconcile.Config) *profiled {
 	t.Helper()
 	p := &profiled{t: t, k: fakekernel.New()}
-	for _, name := range []string{"drop_entry", "sync_threshold"} {
+	for _, name := range []string{"sync_retries", "sync_threshold"} {
 		p.k.Set("net/ipv4/vs/"+name, "0")
 	}
 	p.k.SetLink(reconcile.Link{Name: "eth1", Up: true})
@@ -174,10 +174,10 @@ func TestProfileSyncDaemons(t *testing.T) {
 
 func TestProfileSysctls(t *testing.T) {
 	p := newProfiled(t, reconcile.Config{LeaveSysctls: []string{"net/ipv4/ip_forward"}})
-	const entry, conntrack = "net/ipv4/vs/drop_entry", "net/ipv4/vs/conntrack"
+	const entry, conntrack = "net/ipv4/vs/sync_retries", "net/ipv4/vs/conntrack"
 	p.converge(nil)
 	profile := &lbstate.DesiredProfile{Name: "edge", Sysctls: map[string]string{
-		"net.ipv4.vs.drop_entry": "3", "net.ipv4.vs.conntrack": "0", "net.ipv4.vs.sync_threshold": "3 50", "net.ipv4.ip_forward": "1",
+		"net.ipv4.vs.sync_retries": "3", "net.ipv4.vs.conntrack": "0", "net.ipv4.vs.sync_threshold": "3 50", "net.ipv4.ip_forward": "1",
 	}}
 	a := p.converge(profile)
 	if p.sysctl(entry) != "3" || p.sysctl(conntrack) != "0" || p.sysctl("net/ipv4/ip_forward") != "0" {
@@ -186,9 +186,12 @@ func TestProfileSysctls(t *testing.T) {
 	if o := a.Profile.Overridden; len(o) != 1 || o[0].Field != "sysctls.net.ipv4.ip_forward" {
 		t.Errorf("overridden: %+v", o)
 	}
-	p.k.Set("net/ipv4/vs/sync_threshold", "3\t50") // as the kernel shows it
+	// As the kernel shows it, and what it does itself.
+	profile.Sysctls["net.ipv4.vs.drop_packet"] = "1"
+	p.k.Set("net/ipv4/vs/sync_threshold", "3\t50")
+	p.k.Set("net/ipv4/vs/drop_packet", "2")
 	if a := p.converge(profile); a.Operations != 0 {
-		t.Errorf("%d operations for a value that the kernel shows otherwise", a.Operations)
+		t.Errorf("%d operations for values that the kernel shows otherwise", a.Operations)
 	}
 	p.converge(nil)
 	if p.sysctl(entry) != "0" || p.sysctl(conntrack) != "1" {
@@ -320,7 +323,7 @@ func TestProfileFailuresAreNamed(t *testing.T) {
 	a := p.apply(&lbstate.DesiredProfile{
 		Name: "edge", Timeouts: lbstate.Timeouts{TCP: seconds(60)},
 		SyncDaemons: []lbstate.SyncDaemon{{Role: "master", Interface: "eth7"}, {Role: "third", Interface: "eth1"}},
-		Sysctls:     map[string]string{"net.ipv4.vs.no_such": "1", "kernel.panic": "1", "net.ipv4.vs.drop_entry": "1"},
+		Sysctls:     map[string]string{"net.ipv4.vs.no_such": "1", "kernel.panic": "1", "net.ipv4.vs.sync_retries": "1"},
 	})
 	var got []string
 	for _, f := range a.Failures {
@@ -334,7 +337,7 @@ func TestProfileFailuresAreNamed(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("failed: %q, want %q: %+v", got, want, a.Failures)
 	}
-	if a.Converged || a.Services != 1 || p.sysctl("net/ipv4/vs/drop_entry") != "1" {
+	if a.Converged || a.Services != 1 || p.sysctl("net/ipv4/vs/sync_retries") != "1" {
 		t.Errorf("the rest was not done: %+v", a)
 	}
 }
@@ -345,15 +348,15 @@ func TestProfileIsRepairedAndRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		journal := new(memory)
 		k := fakekernel.New()
-		k.Set("net/ipv4/vs/drop_entry", "0")
+		k.Set("net/ipv4/vs/sync_retries", "0")
 		r, reports := running(t, reconcile.Config{Kernel: k, Journal: journal})
-		profile := &lbstate.DesiredProfile{Name: "edge", Revision: 2, Timeouts: lbstate.Timeouts{TCP: seconds(60)}, Sysctls: map[string]string{"net.ipv4.vs.drop_entry": "2"}}
+		profile := &lbstate.DesiredProfile{Name: "edge", Revision: 2, Timeouts: lbstate.Timeouts{TCP: seconds(60)}, Sysctls: map[string]string{"net.ipv4.vs.sync_retries": "2"}}
 		d := desired(web("192.0.2.10:80", 1))
 		before := k.Dump()
 		d.Profile = profile
 		converge(t, r, d)
 		want := k.Dump()
-		k.Set("net/ipv4/vs/drop_entry", "1")
+		k.Set("net/ipv4/vs/sync_retries", "1")
 		k.Do(t.Context(), []reconcile.Op{{Kind: reconcile.SetTimeouts, Timeouts: &reconcile.Timeouts{TCP: time.Hour}}})
 		time.Sleep(66 * time.Second)
 		if got := reports(); len(got) != 1 || got[0].Repaired != 2 || k.Dump() != want {
@@ -370,7 +373,7 @@ func TestProfileIsRepairedAndRemembered(t *testing.T) {
 		if rep, err := again.Cleanup(t.Context()); err != nil || !rep.Converged {
 			t.Fatalf("%+v, %v", rep, err)
 		}
-		value, _ := k.Sysctl(t.Context(), "net/ipv4/vs/drop_entry")
+		value, _ := k.Sysctl(t.Context(), "net/ipv4/vs/sync_retries")
 		if state, _ := k.IPVS(t.Context()); value != "0" || state.Timeouts.TCP != 15*time.Minute {
 			t.Errorf("after the cleanup:\n%s\nat first\n%s", k.Dump(), before)
 		}

@@ -55,7 +55,7 @@ var (
 
 func newWalk(t *rapid.T) *walk {
 	w := &walk{t: t, k: fakekernel.New(), journal: new(memory)}
-	w.k.Set("net/ipv4/vs/drop_entry", "0")
+	w.k.Set("net/ipv4/vs/sync_retries", "0")
 	w.k.SetLink(reconcile.Link{Name: "eth0", Up: true, Addresses: []netip.Prefix{netip.MustParsePrefix(heldVIP + "/24")}})
 	for _, line := range []string{
 		"-A -t " + heldVIP + ":80 -s rr\n-a -t " + heldVIP + ":80 -r 10.9.0.1:80 -m -w 1",
@@ -388,7 +388,7 @@ func (w *walk) profile() *lbstate.DesiredProfile {
 		p.Timeouts.TCP = lbstate.Duration(time.Duration(n) * time.Minute)
 	}
 	if n := rapid.IntRange(0, 2).Draw(w.t, "profile's setting"); n > 0 {
-		p.Sysctls = map[string]string{"net.ipv4.vs.drop_entry": fmt.Sprint(n)}
+		p.Sysctls = map[string]string{"net.ipv4.vs.sync_retries": fmt.Sprint(n)}
 	}
 	return p
 }
@@ -401,11 +401,11 @@ func (w *walk) profiled(p *lbstate.DesiredProfile) {
 		tcp = time.Duration(p.Timeouts.TCP)
 	}
 	if p != nil && p.Sysctls != nil {
-		entry = p.Sysctls["net.ipv4.vs.drop_entry"]
+		entry = p.Sysctls["net.ipv4.vs.sync_retries"]
 	}
 	state, _ := w.k.IPVS(context.Background())
-	if value, _ := w.k.Sysctl(context.Background(), "net/ipv4/vs/drop_entry"); value != entry || state.Timeouts.TCP != tcp {
-		w.t.Fatalf("drop_entry %s, want %s; tcp timeout %s, want %s; profile %+v", value, entry, state.Timeouts.TCP, tcp, p)
+	if value, _ := w.k.Sysctl(context.Background(), "net/ipv4/vs/sync_retries"); value != entry || state.Timeouts.TCP != tcp {
+		w.t.Fatalf("sync_retries %s, want %s; tcp timeout %s, want %s; profile %+v", value, entry, state.Timeouts.TCP, tcp, p)
 	}
 }
 
