@@ -186,12 +186,11 @@ func (st *Store) Settings(ctx context.Context, o ReadOptions) (s Settings, err e
 // where none selects it.
 func (st *Store) ProfileFor(ctx context.Context, labels map[string]string, o ReadOptions) (p DirectorProfile, ok bool, err error) {
 	err = st.read(ctx, o, func(r *reader) error {
-		return r.each(KindProfile, nil, func(rec record) error {
-			if q := *rec.Profile; q.Selects(labels) && (!ok || q.before(p)) {
-				p, ok = q, true
-			}
-			return nil
-		})
+		profiles, err := r.profiles()
+		if found := profileOf(profiles, labels); found != nil {
+			p, ok = *found, true
+		}
+		return err
 	})
 	return p, ok, err
 }

@@ -15,6 +15,10 @@
 // Each agent has an order of its own in which it tries the servers, stays with
 // one while it serves, and returns to its first when that is back.
 //
+// The view carries the agent's profile, too: in the full state, and in a change
+// where another selects it now, or none. It counts in the digest. Ends of before
+// profiles are served as ever, see featureProfiles.
+//
 // # What an agent refuses
 //
 // It never goes back in revision. A state that is of another cluster, empty,

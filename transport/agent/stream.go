@@ -198,7 +198,7 @@ func (st *stream) serve(ctx context.Context) error {
 	cluster := s.cfg.Cluster()
 	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Welcome{Welcome: &agentpb.Welcome{
 		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version, Predecessors: s.cfg.Predecessors(),
-		HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
+		Features: []string{featureProfiles}, HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
 	}}})
 	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = clip(h.GetHeld()) })
 	if h.GetHeld() != "" {
@@ -279,7 +279,7 @@ func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) 
 	defer s.release(v)
 	tick := time.NewTicker(s.cfg.HeartbeatInterval)
 	defer tick.Stop()
-	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1}
+	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1, profiles: hasProfiles(h.GetFeatures())}
 	if h.GetCluster() == cluster {
 		p.have = h.GetRevision()
 	}
@@ -364,6 +364,7 @@ type position struct {
 	resume   bool
 	claimed  uint64
 	restores int // of the moment before; -1: none
+	profiles bool
 }
 
 // next is what the agent lacks, or nil and what tells of the next change.
@@ -375,15 +376,15 @@ func (p *position) next(v *view) (*encoding, <-chan struct{}, error) {
 	// What the agent holds may be of a state that is no more.
 	p.full = p.full || p.restores >= 0 && now.restores != p.restores
 	p.restores = now.restores
-	if p.resume && !p.full && p.have == now.revision && p.claimed != now.digest {
+	if p.resume && !p.full && p.have == now.revision && p.claimed != now.sum(p.profiles) {
 		p.full = true
 	}
 	var e *encoding
 	switch {
 	case p.full, p.resume && !now.covers(p.have):
-		e, err = v.read(now, p.cluster, p.have, p.full)
+		e, err = v.read(now, p.cluster, p.have, p.full, p.profiles)
 	case p.have < now.revision:
-		e, err = now.delta(p.cluster, p.have)
+		e, err = now.delta(p.cluster, p.have, p.profiles)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -415,7 +416,7 @@ func (p *position) acked(ack *agentpb.Ack) error {
 // List answers once with the whole view.
 func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.ListResponse, error) {
 	s := sv.server
-	if err := checkHello(&agentpb.Hello{Name: r.GetName(), Labels: r.GetLabels()}); err != nil {
+	if err := checkHello(&agentpb.Hello{Name: r.GetName(), Labels: r.GetLabels(), Features: r.GetFeatures()}); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := s.ready(ctx); err != nil {
@@ -447,8 +448,12 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 		answer.Digest += pairDigest(v.Name, v.Version)
 		answer.Services = append(answer.Services, lbstate.Desired(v).Proto())
 	}
+	if p := u.Profile; p != nil && hasProfiles(r.GetFeatures()) {
+		answer.Profile = p.Desired().Proto()
+		answer.Digest += profileDigest(p.Name, p.Revision)
+	}
 	if r.GetCluster() == answer.Cluster && r.GetDigest() == answer.Digest && r.GetRevision() > 0 {
-		answer.Unchanged, answer.Services = true, nil
+		answer.Unchanged, answer.Services, answer.Profile = true, nil, nil
 	}
 	return answer, nil
 }
