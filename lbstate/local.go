@@ -14,7 +14,7 @@ import (
 // process, to a database in one file. For tests, and for programs of one
 // process. Safe for concurrent use.
 type Local struct {
-	state *State
+	state Machine
 	db    *bbolt.DB
 
 	mu    sync.Mutex // guards index and term, and orders Apply and Committed
@@ -22,13 +22,21 @@ type Local struct {
 	term  uint64
 }
 
+// Machine is a state machine that a Local applies commands to, as a replicated
+// log does. *State is one, and so is that of the package access.
+type Machine interface {
+	Apply(tx *bbolt.Tx, term, index uint64, cmds [][]byte) ([]any, error)
+	Committed(index uint64)
+	Restored(tx *bbolt.Tx) error
+}
+
 // NewLocal opens the database in dir, which must exist, and makes state's
 // readers see it. The term is 1.
-func NewLocal(dir string, state *State) (*Local, error) {
+func NewLocal(dir string, state Machine) (*Local, error) {
 	return newLocal(dir, state, &bbolt.Options{Timeout: time.Second})
 }
 
-func newLocal(dir string, state *State, o *bbolt.Options) (*Local, error) {
+func newLocal(dir string, state Machine, o *bbolt.Options) (*Local, error) {
 	db, err := bbolt.Open(filepath.Join(dir, "lbstate.db"), 0o600, o)
 	if err != nil {
 		return nil, fmt.Errorf("open the local state: %w", err)
