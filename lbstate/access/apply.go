@@ -330,13 +330,12 @@ func (t *table) commit() error {
 func (t *table) write(c *change) error {
 	key := []byte(c.ref.String())
 	n := &t.objects[slices.Index(kinds, c.ref.Kind)]
-	switch {
-	case c.new == nil:
+	if c.new == nil {
 		*n--
 		if err := t.delete(objectsBucket, key); err != nil {
 			return err
 		}
-	default:
+	} else {
 		if c.old == nil {
 			*n++
 		}

@@ -42,12 +42,12 @@ func FuzzCommand(f *testing.F) {
 	s1, db1 := open("a")
 	s2, db2 := open("b")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		try := func(s *State, db *bbolt.DB) (results []any, failed error, digest uint64) {
+		try := func(s *State, db *bbolt.DB) (results []any, digest uint64, failed error) {
 			tx, err := db.Begin(true)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer tx.Rollback()
+			defer func() { _ = tx.Rollback() }()
 			results, failed = s.Apply(tx, 1, 2, [][]byte{data})
 			digest, err = DigestState(tx)
 			if err == nil && failed == nil {
@@ -60,10 +60,10 @@ func FuzzCommand(f *testing.F) {
 				t.Fatal(err)
 			}
 			s.pending = nil
-			return results, failed, digest
+			return results, digest, failed
 		}
-		r1, e1, d1 := try(s1, db1)
-		r2, e2, d2 := try(s2, db2)
+		r1, d1, e1 := try(s1, db1)
+		r2, d2, e2 := try(s2, db2)
 		if (e1 == nil) != (e2 == nil) || d1 != d2 || len(r1) != len(r2) {
 			t.Fatalf("%v %v %x and %v %v %x", r1, e1, d1, r2, e2, d2)
 		}

@@ -109,8 +109,11 @@ func fieldsOf(o *accesspb.Object) []field {
 	case *accesspb.Object_Token:
 		t := o.GetToken()
 		return []field{
-			{name: "user", value: t.GetUser()}, {name: "role", value: t.GetRole()}, {name: "expires", value: when(t.GetExpires())},
-			{name: "note", value: t.GetNote()}, {name: "session", value: yes(t.GetSession())},
+			{name: "user", value: t.GetUser()},
+			{name: "role", value: t.GetRole()},
+			{name: "expires", value: when(t.GetExpires())},
+			{name: "note", value: t.GetNote()},
+			{name: "session", value: yes(t.GetSession())},
 		}
 	case *accesspb.Object_Revocation:
 		r := o.GetRevocation()
