@@ -20,7 +20,7 @@ type gate struct {
 
 func (g *gate) Accepts(version uint64) error {
 	if version > g.most {
-		return &tooNewError{version}
+		return &tooNewError{version, g.most}
 	}
 	return nil
 }

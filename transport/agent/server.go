@@ -53,6 +53,8 @@ type ServerConfig struct {
 	// LabelsFor gives the labels that select the agent's services, and an
 	// error refuses the agent. Hello has those that the Authenticator has
 	// proved, or without one those that the agent claims; they are the default.
+	// It is asked when a stream begins, and again for each Recheck; it must be
+	// quick.
 	LabelsFor func(context.Context, Hello) (map[string]string, error)
 
 	HeartbeatInterval time.Duration // default 2s

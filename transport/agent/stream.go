@@ -40,9 +40,10 @@ type stream struct {
 	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
 	cancel context.CancelCauseFunc
 
-	hello Hello                // set before begun
-	tls   *tls.ConnectionState // the same; nil without an Authenticator
-	begun bool                 // guarded by the server's mu
+	hello  Hello                // set before begun; its labels are those that select
+	claims Hello                // with the labels that were proved, or claimed
+	tls    *tls.ConnectionState // the same; nil without an Authenticator
+	begun  bool                 // guarded by the server's mu
 
 	// From receive to the handler.
 	heard  atomic.Int64 // Unix nanoseconds of the last message
@@ -52,6 +53,7 @@ type stream struct {
 	renews chan *agentpb.Renew
 
 	released chan struct{} // capacity 1: a release may wait for this agent
+	recheck  chan struct{} // capacity 1: its right to be served, or its labels, may have changed
 
 	// Of the handler alone.
 	queue   []*agentpb.ServerMessage // behind what is being sent
@@ -109,7 +111,7 @@ func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agent
 	st := &stream{
 		server: s, grpc: g, cancel: cancel,
 		first: make(chan *agentpb.Hello, 1), served: make(chan struct{}), acks: make(chan *agentpb.Ack, 1), renews: make(chan *agentpb.Renew, 1),
-		released: make(chan struct{}, 1), sent: make(chan error, 1),
+		released: make(chan struct{}, 1), recheck: make(chan struct{}, 1), sent: make(chan error, 1),
 	}
 	s.streams.Go(func() { st.receive(ctx) })
 	problem := st.serve(ctx)
@@ -177,15 +179,12 @@ func (st *stream) serve(ctx context.Context) error {
 	if st.tls, err = s.admit(ctx, &hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
-	labels, err := s.cfg.LabelsFor(ctx, hello)
-	if err != nil {
+	st.claims = hello
+	if hello.Labels, err = s.selecting(ctx, hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
-	if labels == nil {
-		labels = map[string]string{} // nil would select everything
-	}
-	hello.Labels = labels
 	st.hello = hello
+	st.lookAgain() // what changes from here on Recheck tells
 	if code, reason := s.begin(ctx, st); code != agentpb.Bye_UNSPECIFIED {
 		return &farewell{code, reason}
 	}
@@ -276,7 +275,7 @@ func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) 
 	if v == nil {
 		return &farewell{agentpb.Bye_STOPPING, "the server stops"}
 	}
-	defer s.release(v)
+	defer func() { s.release(v) }()
 	tick := time.NewTicker(s.cfg.HeartbeatInterval)
 	defer tick.Stop()
 	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1, profiles: hasProfiles(h.GetFeatures())}
@@ -284,12 +283,19 @@ func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) 
 		p.have = h.GetRevision()
 	}
 	p.resume, p.full = p.have > 0, p.have == 0
-	var flight *encoding // sent, and not acknowledged
+	var flight *encoding            // sent, and not acknowledged
+	var relabeled map[string]string // not shown yet; nil: none
 	for {
 		var changed <-chan struct{}
 		if flight == nil {
 			var err error
-			if flight, changed, err = p.next(v); err != nil {
+			if relabeled != nil {
+				v, flight, err = st.reselect(v, relabeled, &p)
+				relabeled = nil
+			} else {
+				flight, changed, err = p.next(v)
+			}
+			if err != nil {
 				return err
 			}
 			if flight != nil {
@@ -323,6 +329,11 @@ func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) 
 			st.renew(r)
 		case <-st.released:
 			st.release()
+		case <-st.recheck:
+			var err error
+			if relabeled, err = st.relabel(ctx, v); err != nil {
+				return err
+			}
 		case <-tick.C:
 			if err := st.alive(); err != nil {
 				return err
@@ -426,12 +437,9 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 	if _, err := s.admit(ctx, &hello); err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
-	labels, err := s.cfg.LabelsFor(ctx, hello)
+	labels, err := s.selecting(ctx, hello)
 	if err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
-	}
-	if labels == nil {
-		labels = map[string]string{}
 	}
 	select { // each reads the whole state
 	case s.lists <- struct{}{}:
