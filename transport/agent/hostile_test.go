@@ -193,9 +193,8 @@ func TestSlowReaderIsCoalesced(t *testing.T) {
 	for i := range 20 {
 		last = put(t, store, "busy", 30000+i, nil)
 	}
-	v := s.acquire(map[string]string{})
-	defer s.release(v)
-	until(t, "the view has the last change", func() bool { m, _, _ := v.state(); return m.revision == last })
+	v := viewOf(s, map[string]string{})
+	until(t, "the view has the last change", func() bool { m, _ := v.state(); return m.revision == last })
 	if err := stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: &agentpb.Ack{Kind: agentpb.Ack_RECEIVED, Revision: first.GetRevision()}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -236,7 +236,11 @@ func (s *Server) begin(ctx context.Context, st *stream) (bye agentpb.Bye_Code, r
 			zap.String("agent", st.hello.Name), zap.String("older", old.hello.Address), zap.String("newer", st.hello.Address))
 	}
 	s.open[st.hello.Name], st.begun = st, true
-	s.watched.Do(func() { s.streams.Go(s.monitor) })
+	st.beat = time.Now()
+	s.watched.Do(func() {
+		s.streams.Go(s.monitor)
+		s.streams.Go(s.pulse)
+	})
 	s.known.connected(st.hello, s.cfg.ServerName, old != nil)
 	return agentpb.Bye_UNSPECIFIED, ""
 }
