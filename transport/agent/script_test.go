@@ -342,7 +342,7 @@ func TestOversizedUpdate(t *testing.T) {
 			return err
 		}
 		var cr chunker
-		for range 8 {
+		for range 64 {
 			cr.write(make([]byte, chunkBytes-1))
 			cr.cut(false)
 		}

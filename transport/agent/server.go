@@ -184,7 +184,7 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(16), // per connection; an agent needs one
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.ReadBufferSize(1 << 10), // acknowledgements are small; a TLS record has a buffer anyway
+		grpc.ReadBufferSize(0), // a TLS record has a buffer of its own
 		grpc.WriteBufferSize(16 << 10),
 		// Agents say little. Windows of a set size also spare the pings by which
 		// gRPC estimates them, one for nearly every acknowledgement.
