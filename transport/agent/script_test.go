@@ -76,7 +76,7 @@ func (s *scripted) run(script func(*wire) error) {
 		if err != nil {
 			s.t.Errorf("script: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		s.t.Fatal("the script does not end")
 	}
 }
