@@ -32,6 +32,15 @@ func (s *Server) Release(name, reason string) error {
 	if !held {
 		return fmt.Errorf("agent server: agent %q is not known here to hold a state back", name)
 	}
+	st, err := s.keepRelease(name, reason)
+	if st != nil {
+		st.release()
+	}
+	return err
+}
+
+// keepRelease notes a release, and returns the agent's stream if there is one.
+func (s *Server) keepRelease(name, reason string) (*stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for n, r := range s.releases {
@@ -40,16 +49,10 @@ func (s *Server) Release(name, reason string) error {
 		}
 	}
 	if len(s.releases) >= maxReleases {
-		return errors.New("agent server: too many releases wait for their agents")
+		return nil, errors.New("agent server: too many releases wait for their agents")
 	}
 	s.releases[name] = pendingRelease{reason, time.Now().Add(keepReleases)}
-	if st := s.open[name]; st != nil {
-		select {
-		case st.released <- struct{}{}:
-		default:
-		}
-	}
-	return nil
+	return s.open[name], nil
 }
 
 // release sends the agent what waits for it.
@@ -63,6 +66,8 @@ func (st *stream) release() {
 		return
 	}
 	s.log.Warn("an agent's held state is released", zap.String("agent", st.hello.Name), zap.String("reason", r.reason))
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Release{Release: &agentpb.Release{Reason: r.reason}}})
 }
 

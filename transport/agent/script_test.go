@@ -76,7 +76,7 @@ func (s *scripted) run(script func(*wire) error) {
 		if err != nil {
 			s.t.Errorf("script: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		s.t.Fatal("the script does not end")
 	}
 }
@@ -342,7 +342,7 @@ func TestOversizedUpdate(t *testing.T) {
 			return err
 		}
 		var cr chunker
-		for range 8 {
+		for range 64 {
 			cr.write(make([]byte, chunkBytes-1))
 			cr.cut(false)
 		}

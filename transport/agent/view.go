@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -31,7 +33,7 @@ type view struct {
 	idle  *time.Timer // gives the view up; nil while it has users
 
 	mu      sync.Mutex // guards the fields below
-	changed chan struct{}
+	streams map[*stream]struct{}
 	now     *moment // nil until the first read
 	err     error   // why reading has ended
 
@@ -103,9 +105,9 @@ func labelsKey(labels map[string]string) string {
 	return b.String()
 }
 
-// acquire returns the view of labels, for as long as until release. It is nil
-// once the server is closed.
-func (s *Server) acquire(labels map[string]string) *view {
+// acquire returns the view of labels, which tells st what changes, until release.
+// It is nil once the server is closed.
+func (s *Server) acquire(labels map[string]string, st *stream) *view {
 	key := labelsKey(labels)
 	s.views.mu.Lock()
 	defer s.views.mu.Unlock()
@@ -114,11 +116,14 @@ func (s *Server) acquire(labels map[string]string) *view {
 	}
 	v := s.views.open[key]
 	if v == nil {
-		v = &view{server: s, key: key, labels: labels, changed: make(chan struct{})}
+		v = &view{server: s, key: key, labels: labels, streams: map[*stream]struct{}{}}
 		v.ctx, v.cancel = context.WithCancel(context.Background())
 		s.views.open[key] = v
 		s.streams.Go(v.run)
 	}
+	v.mu.Lock()
+	v.streams[st] = struct{}{}
+	v.mu.Unlock()
 	v.users++
 	if v.idle != nil {
 		v.idle.Stop()
@@ -127,7 +132,10 @@ func (s *Server) acquire(labels map[string]string) *view {
 	return v
 }
 
-func (s *Server) release(v *view) {
+func (s *Server) release(v *view, st *stream) {
+	v.mu.Lock()
+	delete(v.streams, st)
+	v.mu.Unlock()
 	s.views.mu.Lock()
 	defer s.views.mu.Unlock()
 	if v.users--; v.users > 0 || s.views.shut {
@@ -163,10 +171,37 @@ func (v *view) run() {
 		u, err := w.Next(v.ctx)
 		if err != nil {
 			v.fail(err)
+			v.tell()
 			return
 		}
 		v.take(u)
+		v.tell()
 	}
+}
+
+// tell tells the streams that the view has changed, which none of them makes
+// wait.
+func (v *view) tell() {
+	v.mu.Lock()
+	streams := slices.Collect(maps.Keys(v.streams))
+	v.mu.Unlock()
+	const each = 64
+	var next atomic.Int64
+	var working sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), (len(streams)+each-1)/each) {
+		working.Go(func() {
+			for {
+				end := int(next.Add(each))
+				for _, st := range streams[min(end-each, len(streams)):min(end, len(streams))] {
+					st.changed()
+				}
+				if end >= len(streams) {
+					return
+				}
+			}
+		})
+	}
+	working.Wait()
 }
 
 func (v *view) fail(err error) {
@@ -178,7 +213,6 @@ func (v *view) fail(err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.err = err
-	close(v.changed)
 }
 
 // take makes the next moment of u.
@@ -218,8 +252,6 @@ func (v *view) take(u lbstate.Update) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.now = next
-	close(v.changed)
-	v.changed = make(chan struct{})
 }
 
 // keep adds a step, and forgets those that are too many.
@@ -236,12 +268,11 @@ func (m *moment) keep(s step) {
 	m.steps = steps
 }
 
-// state returns the present moment and what tells of the next. The moment is
-// nil before the first.
-func (v *view) state() (*moment, <-chan struct{}, error) {
+// state returns the present moment, which is nil before the first.
+func (v *view) state() (*moment, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.now, v.changed, v.err
+	return v.now, v.err
 }
 
 // since returns what changed after a revision that the steps cover: each service

@@ -28,6 +28,13 @@ func (c *countingStore) Watch(o lbstate.WatchOptions) *lbstate.Watcher {
 	return c.Store.Watch(o)
 }
 
+// viewOf is the view that is open for these labels.
+func viewOf(s *Server, labels map[string]string) *view {
+	s.views.mu.Lock()
+	defer s.views.mu.Unlock()
+	return s.views.open[labelsKey(labels)]
+}
+
 // followers are agents with their own names and the same labels.
 func followers(t *testing.T, n int, addr string, labels map[string]string) []*recorder {
 	t.Helper()
@@ -77,7 +84,7 @@ func TestViewIsShared(t *testing.T) {
 		t.Errorf("%d views of one set of labels", n)
 	}
 	for _, v := range s.views.open {
-		m, _, _ := v.state()
+		m, _ := v.state()
 		a, err := m.delta(7, rev-1, true)
 		b, again := m.delta(7, rev-1, true)
 		if err != nil || again != nil || a != b || len(a.chunks) != 1 {
@@ -101,8 +108,8 @@ func TestChangeCostsTheSameAmongManyServices(t *testing.T) {
 		before := rs[0].last().Revision
 		rev := put(t, store, "service-000", 7, nil)
 		until(t, "the change", func() bool { return rs[0].last().Revision == rev })
-		v := s.acquire(map[string]string{})
-		m, _, _ := v.state()
+		v := viewOf(s, map[string]string{})
+		m, _ := v.state()
 		e, err := m.delta(7, before, true)
 		if err != nil {
 			t.Fatal(err)
@@ -110,7 +117,6 @@ func TestChangeCostsTheSameAmongManyServices(t *testing.T) {
 		for _, c := range e.chunks {
 			size[n] += proto.Size(c)
 		}
-		s.release(v)
 	}
 	// Revisions grow, and their encoding by a byte or two.
 	if size[300] > size[1]+8 || size[1] > 512 {
@@ -124,7 +130,7 @@ func TestDeltasOfAView(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	for range 50 {
-		v := &view{changed: make(chan struct{})}
+		v := &view{}
 		type known struct {
 			revision uint64
 			state    *state
@@ -171,7 +177,7 @@ func TestDeltasOfAView(t *testing.T) {
 			v.take(u)
 			remember()
 		}
-		m, _, _ := v.state()
+		m, _ := v.state()
 		last := past[len(past)-1].state
 		if m.sum(true) != last.sum(true) || m.sum(false) != last.sum(false) {
 			t.Fatalf("the view's digest is not that of its services and its profile")
@@ -212,7 +218,7 @@ func serviceAt(name string, version uint64) lbstate.ServiceStatus {
 
 // What came after the base that is kept is bounded.
 func TestViewForgets(t *testing.T) {
-	v := &view{changed: make(chan struct{})}
+	v := &view{}
 	v.take(lbstate.Update{Full: true, Revision: 1})
 	for i := uint64(2); i < 10; i++ {
 		u := lbstate.Update{Revision: i, Since: i - 1}
@@ -221,7 +227,7 @@ func TestViewForgets(t *testing.T) {
 		}
 		v.take(u)
 	}
-	m, _, _ := v.state()
+	m, _ := v.state()
 	if len(m.steps) != 3 || m.base != 6 || m.covers(5) || !m.covers(6) || !m.covers(9) || m.covers(10) {
 		t.Errorf("%d steps after revision %d", len(m.steps), m.base)
 	}
