@@ -184,7 +184,7 @@ func (st *Store) Settings(ctx context.Context, o ReadOptions) (s Settings, err e
 func (st *Store) ProfileFor(ctx context.Context, labels map[string]string, o ReadOptions) (p DirectorProfile, ok bool, err error) {
 	err = st.read(ctx, o, func(r *reader) error {
 		profiles, err := r.profiles()
-		if found := profileOf(profiles, labels); found != nil {
+		if found := ProfileOf(profiles, labels); found != nil {
 			p, ok = *found, true
 		}
 		return err
