@@ -15,7 +15,7 @@ type cache struct {
 	revision uint64
 	statuses map[string]*ServiceStatus // as at the revision; those not asked for are missing
 	list     []ServiceStatus           // all of them; nil: not asked for
-	profiles []DirectorProfile         // all of them, in the order of precedence; nil: not asked for
+	profiles []DirectorProfile         // all of them; nil: not asked for
 	last     *difference               // that a watcher worked out last
 }
 
@@ -117,7 +117,7 @@ func (r *reader) services() ([]ServiceStatus, error) {
 	return list, err
 }
 
-// profiles returns every profile, those first that go before others.
+// profiles returns every profile.
 func (r *reader) profiles() ([]DirectorProfile, error) {
 	r.cache.mu.Lock()
 	defer r.cache.mu.Unlock()
@@ -133,25 +133,8 @@ func (r *reader) profiles() ([]DirectorProfile, error) {
 		list = append(list, *rec.Profile)
 		return nil
 	})
-	slices.SortFunc(list, func(a, b DirectorProfile) int {
-		if a.before(b) {
-			return -1
-		}
-		return 1
-	})
 	if err == nil && shared {
 		r.cache.profiles = list
 	}
 	return list, err
-}
-
-// profileOf is the one of profiles, in the order of precedence, that an agent
-// with these labels has; nil: none.
-func profileOf(profiles []DirectorProfile, labels map[string]string) *DirectorProfile {
-	for i := range profiles {
-		if profiles[i].Selects(labels) {
-			return &profiles[i]
-		}
-	}
-	return nil
 }

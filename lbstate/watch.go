@@ -87,7 +87,7 @@ type difference struct {
 	services        []ServiceStatus
 	removed         []string
 	moved           map[string]*DirectorProfile // profiles that changed, as they are now; nil: gone
-	profiles        []DirectorProfile           // where any changed: all of them, in the order of precedence
+	profiles        []DirectorProfile           // where any changed: all of them
 }
 
 func (w *Watcher) update(ctx context.Context, gen generation) (u Update, news bool, err error) {
@@ -181,12 +181,12 @@ func (w *Watcher) filter(d *difference) (u Update, news bool) {
 // where the watcher's own one changed are all of them looked at.
 func (w *Watcher) profileAfter(d *difference) (p *DirectorProfile, changed bool) {
 	if !w.started { // what it was at Since is not known
-		return profileOf(d.profiles, w.opts.Labels), len(d.moved) > 0
+		return ProfileOf(d.profiles, w.opts.Labels), len(d.moved) > 0
 	}
 	p = w.profile
 	if p != nil {
 		if _, moved := d.moved[p.Name]; moved {
-			now := profileOf(d.profiles, w.opts.Labels)
+			now := ProfileOf(d.profiles, w.opts.Labels)
 			return now, now == nil || now.Name != p.Name || now.Revision != p.Revision
 		}
 	}
@@ -209,7 +209,7 @@ func (w *Watcher) full(r *reader, changed []string, kept bool) (Update, error) {
 		if err != nil {
 			return u, err
 		}
-		u.Profile, u.ProfileChanged = profileOf(profiles, w.opts.Labels), true
+		u.Profile, u.ProfileChanged = ProfileOf(profiles, w.opts.Labels), true
 	}
 	for _, name := range changed {
 		s, err := r.status(name)
