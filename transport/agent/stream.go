@@ -44,6 +44,7 @@ type stream struct {
 	cancel context.CancelCauseFunc // ends the stream
 
 	hello Hello                // set before begun
+	held  string               // the same: why it holds a state back
 	auth  credentials.AuthInfo // the same; nil without an Authenticator
 	begun bool                 // guarded by the server's mu
 
@@ -208,7 +209,7 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 		labels = map[string]string{} // nil would select everything
 	}
 	hello.Labels = labels
-	st.hello = hello
+	st.hello, st.held = hello, clip(h.GetHeld())
 	if code, reason := s.begin(ctx, st); code != agentpb.Bye_UNSPECIFIED {
 		return &farewell{code, reason}
 	}
@@ -216,7 +217,7 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 		s.known.acked(hello.Name, &agentpb.Ack{Kind: agentpb.Ack_APPLIED, Revision: a.GetRevision(), Applied: a})
 	}
 	s.log.Info("agent connected", zap.String("agent", hello.Name), zap.String("address", hello.Address), zap.Uint64("revision", hello.Revision))
-	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = clip(h.GetHeld()) })
+	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = st.held })
 
 	cluster := s.cfg.Cluster()
 	st.mu.Lock()
