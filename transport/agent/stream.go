@@ -46,6 +46,7 @@ type stream struct {
 
 	hello  Hello                // set before begun; its labels are those that selected then
 	claims Hello                // the same, with the labels that were proved, or claimed
+	held   string               // the same: why it holds a state back
 	auth   credentials.AuthInfo // the same; nil without an Authenticator
 	begun  bool                 // guarded by the server's mu
 
@@ -207,7 +208,7 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 	if hello.Labels, err = s.selecting(ctx, hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
-	st.hello = hello
+	st.hello, st.held = hello, clip(h.GetHeld())
 	if code, reason := s.begin(ctx, st); code != agentpb.Bye_UNSPECIFIED {
 		return &farewell{code, reason}
 	}
@@ -215,7 +216,7 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 		s.known.acked(hello.Name, &agentpb.Ack{Kind: agentpb.Ack_APPLIED, Revision: a.GetRevision(), Applied: a})
 	}
 	s.log.Info("agent connected", zap.String("agent", hello.Name), zap.String("address", hello.Address), zap.Uint64("revision", hello.Revision))
-	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = clip(h.GetHeld()) })
+	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = st.held })
 
 	cluster := s.cfg.Cluster()
 	st.mu.Lock()
