@@ -329,7 +329,7 @@ func (o Object) warnings() []Fault {
 		return o.Service.Warnings()
 	case o.Check != nil:
 		var f faults
-		f.slow("check", &o.Check.Check)
+		f.doubtful("check", &o.Check.Check)
 		return f
 	case o.Profile != nil:
 		return o.Profile.Warnings()
@@ -342,13 +342,13 @@ func (s Service) Warnings() []Fault {
 	var f faults
 	weighty := 0
 	tunnels := s.Forwarding == Tunnel || s.SorryServer != nil && s.SorryServer.Forwarding == Tunnel
-	f.slow("health_check", s.HealthCheck)
+	f.doubtful("health_check", s.HealthCheck)
 	for i, b := range s.Backends {
 		tunnels = tunnels || b.Forwarding == Tunnel
 		if b.weight() > 0 && b.State == Active {
 			weighty++
 		}
-		f.slow(fmt.Sprintf("backends[%d].health_check", i), b.HealthCheck)
+		f.doubtful(fmt.Sprintf("backends[%d].health_check", i), b.HealthCheck)
 	}
 	if s.Tunnel != nil && !tunnels {
 		f.add("tunnel", "", "", "nothing here has forwarding: tunnel")

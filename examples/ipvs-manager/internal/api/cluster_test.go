@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -235,6 +236,14 @@ func TestOnARealStore(t *testing.T) {
 	w.do(http.MethodDelete, "/api/v1/cluster/members/node0", "").problem(http.StatusConflict)
 	w.do(http.MethodDelete, "/api/v1/cluster/members/node7", "").problem(http.StatusNotFound)
 	w.do(http.MethodPost, "/api/v1/cluster/members", strings.Replace(joining, "node9", "node0", 1)).problem(http.StatusConflict)
+	if p := w.do(http.MethodPost, "/api/v1/cluster/members", joining).problem(http.StatusConflict); !strings.Contains(p.Detail, "older than the cluster's commands") {
+		t.Errorf("a member that does not say what it knows: %s", p.Detail)
+	}
+	versions, err := json.Marshal(store.Identity().Versions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	joining := strings.Replace(joining, "{", `{"versions": `+string(versions)+`, `, 1)
 	var got raftstore.Membership
 	w.do(http.MethodPost, "/api/v1/cluster/members", joining).ok(http.StatusCreated, &got)
 	if len(got.Members) != 2 || got.Member == 0 {
