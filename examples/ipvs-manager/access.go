@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,6 +29,7 @@ type gate struct {
 	bad    *throttle // tokens that are not accepted
 	next   http.Handler
 	log    *zap.Logger
+	caught atomic.Bool // up, since the start
 
 	mu   sync.Mutex // guards live
 	live map[*http.Request]standing
@@ -42,7 +44,7 @@ type standing struct {
 // admission is who makes a request, and what says later whether that holds.
 type admission struct {
 	caller  api.Caller
-	shown   string // what the caller came with, for people
+	shown   string // what the caller came with, for people; empty: nothing
 	server  bool   // by certificate
 	allowed func() error
 }
@@ -70,6 +72,9 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if no == nil && strings.HasPrefix(r.URL.Path, "/raft/") && !who.server && g.source != nil {
 		no = &refusal{http.StatusForbidden, "only servers ask this of each other, and " + who.shown}
 	}
+	if no == nil && !who.server && who.shown != "" {
+		no = g.catchUp(r)
+	}
 	if no != nil {
 		deny(w, *no)
 		return
@@ -88,6 +93,21 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.next.ServeHTTP(w, r)
 }
 
+// catchUp keeps changes off a server that has just started and does not know
+// yet who was revoked while it was down.
+func (g *gate) catchUp(r *http.Request) *refusal {
+	if g.caught.Load() || r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), catchUpTimeout)
+	defer cancel()
+	if err := g.store.Barrier(ctx); err != nil {
+		return &refusal{http.StatusServiceUnavailable, "nothing was changed; try again: this server has not caught up since it started, so it cannot tell who was revoked meanwhile: " + err.Error()}
+	}
+	g.caught.Store(true)
+	return nil
+}
+
 func (g *gate) admit(r *http.Request) (admission, *refusal) {
 	if g.source != nil && r.TLS == nil {
 		return admission{}, &refusal{http.StatusForbidden, "this port is served with TLS alone"}
@@ -102,8 +122,11 @@ func (g *gate) admit(r *http.Request) (admission, *refusal) {
 	return admission{caller: api.Caller{Role: accessdata.Admin}, allowed: func() error { return nil }}, nil
 }
 
-// settled is how long a node may take to hear of a token that another knows.
-const settled = 5 * time.Second
+const (
+	catchUpTimeout = 5 * time.Second // for the cluster's answer
+	// settled is how long a node may take to hear of a token that another knows.
+	settled = 5 * time.Second
+)
 
 func (g *gate) byToken(r *http.Request, secret string) (admission, *refusal) {
 	host := hostOf(r.RemoteAddr)
@@ -112,7 +135,9 @@ func (g *gate) byToken(r *http.Request, secret string) (admission, *refusal) {
 		counted = true
 		return g.bad.take(host)
 	}
-	p, err := g.store.Authenticate(r.Context(), secret, count)
+	ctx, cancel := context.WithTimeout(r.Context(), catchUpTimeout)
+	defer cancel()
+	p, err := g.store.Authenticate(ctx, secret, count)
 	if errors.Is(err, accessdata.ErrToken) && !counted {
 		err = errors.Join(count(), err)
 	}

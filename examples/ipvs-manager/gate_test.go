@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
 	"go.uber.org/zap"
 
 	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/api"
@@ -153,6 +155,47 @@ func TestWhoGetsThroughTheGate(t *testing.T) {
 		t.Errorf("a revoked operator: %d %s", status, body)
 	}
 }
+
+// A server that has not caught up since its start lets nobody change anything,
+// for it does not know who was revoked; it can be looked at.
+func TestGateBeforeTheServerHasCaughtUp(t *testing.T) {
+	g := newGated(t, true)
+	behind := &cutOff{err: errors.New("there is no leader")}
+	g.store = accessdata.NewStore(g.state, behind)
+	alice := g.shows(identity.RoleOperator, "alice")
+	change := func(shown *tls.ConnectionState) (int, string) {
+		r := httptest.NewRequest(http.MethodDelete, "/api/v1/services/web", nil)
+		r.TLS = shown
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, r)
+		return w.Code, w.Body.String()
+	}
+	if status, body := change(alice); status != http.StatusServiceUnavailable || !strings.Contains(body, "there is no leader") {
+		t.Errorf("%d %s", status, body)
+	}
+	if status, body := g.ask("/api/v1/cluster", alice, ""); status != http.StatusOK {
+		t.Errorf("%d %s", status, body)
+	}
+	if status, body := change(g.shows(identity.RoleServer, "s2")); status != http.StatusOK {
+		t.Errorf("a server, which forms the cluster: %d %s", status, body)
+	}
+	behind.err = nil
+	if status, body := change(alice); status != http.StatusOK {
+		t.Errorf("%d %s", status, body)
+	}
+	behind.err = errors.New("again")
+	if status, body := change(alice); status != http.StatusOK {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
+// cutOff is a replicator that reads nothing.
+type cutOff struct {
+	lbstate.Replicator
+	err error
+}
+
+func (c *cutOff) Read(context.Context, func(*bbolt.Tx) error) error { return c.err }
 
 // Without certificates everyone may do all, but who shows a token is what the
 // token says.

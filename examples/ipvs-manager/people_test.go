@@ -1,16 +1,75 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/ipvskit/ipvskit/lbstate"
+	accessdata "github.com/ipvskit/ipvskit/lbstate/access"
 	"github.com/ipvskit/ipvskit/transport/agent"
+	"github.com/ipvskit/ipvskit/transport/identity"
 )
+
+// A certificate that a server has renewed is on record.
+func TestRenewedCertificatesAreRecorded(t *testing.T) {
+	g := newGated(t, true)
+	c, err := g.bundle.Issue(identity.ID{Role: identity.RoleAgent, Name: "lb1"}, nil, time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := c.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "key")
+	if err := identity.Create(file, data); err != nil {
+		t.Fatal(err)
+	}
+	lb1, err := identity.Open(identity.Config{KeyFile: file, Role: identity.RoleAgent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := lb1.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRecorder(g.source, zap.NewNop())
+	answer, err := r.Renew(*g.shows(identity.RoleAgent, "lb1"), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{cfg: config{nodeID: "s1"}, accessStore: g.store, people: g.state, renewals: r, log: zap.NewNop()}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	changed := g.state.Changed(accessdata.KindCredential)
+	done := make(chan error, 1)
+	go func() { done <- s.record(ctx) }()
+	<-changed
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := lb1.Accept(answer); err != nil {
+		t.Fatal(err)
+	}
+	_, renewed, err := identity.Read(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := g.store.Credential(t.Context(), "agent", "lb1", lbstate.ReadOptions{})
+	if err != nil || len(record.Issued) != 1 || record.Issued[0].Serial != renewed.Serial() || !record.Issued[0].NotAfter.Equal(renewed.Expires()) {
+		t.Errorf("%+v, %v; the certificate is %s", record, err, renewed.Serial())
+	}
+}
 
 // INV-40: what one server is told of access holds at every other: labels change
 // what an agent is shown, a revoked name ends where it is connected and is not
@@ -118,6 +177,20 @@ func TestAccessIsReplicated(t *testing.T) {
 	}
 	must(2, http.MethodDelete, "/api/v1/access/revocations/agent/lb1?reason=bought+back", "")
 	within(t, 20*time.Second, "let in again", func() bool { return lb1().Connected })
+
+	// A revoked server is cut off from the others, and comes back.
+	anyone := caller(t, "", c.key)
+	ready := func() bool {
+		status, _ := c.ask(anyone, 2, http.MethodGet, "/readyz", "")
+		return status == http.StatusOK
+	}
+	must(0, http.MethodPost, "/api/v1/access/revocations", `{"kind": "server", "name": "node2", "reason": "taken away"}`)
+	within(t, 10*time.Second, "a revoked server is cut off", func() bool { return !ready() })
+	within(t, 20*time.Second, "the others go on", func() bool {
+		status, _ := c.ask(alice, 0, http.MethodDelete, "/api/v1/access/revocations/server/node2", "")
+		return status == http.StatusOK
+	})
+	within(t, 20*time.Second, "let in again", ready)
 
 	text := must(2, http.MethodGet, "/api/v1/access/history", "")
 	for _, want := range []string{`"author": "operator alice"`, `"reason": "moved"`, `"reason": "bought back"`, `"after": "the host was sold"`, `"after": "{zone=b}"`} {

@@ -32,7 +32,8 @@ func accessOptions(r *http.Request) (accessdata.WriteOptions, access, *problem) 
 	return accessdata.WriteOptions{Author: o.Author, Reason: o.Reason, IfRevision: o.IfRevision}, kind, p
 }
 
-// writeAccess reads a body into in, and answers what write makes of it.
+// writeAccess reads a body into in, and answers what write makes of it. The
+// request is write's own: its URL is where what was made can be found.
 func writeAccess[T any](a *API, write func(r *http.Request, in T, o accessdata.WriteOptions) (lbstate.WriteResult, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in T
@@ -43,7 +44,8 @@ func writeAccess[T any](a *API, write func(r *http.Request, in T, o accessdata.W
 		}
 		ctx, cancel := a.bounded(r)
 		defer cancel()
-		res, err := write(r.WithContext(ctx), in, o)
+		r = r.WithContext(ctx)
+		res, err := write(r, in, o)
 		a.wrote(w, r, kind, res, err)
 	}
 }
@@ -192,6 +194,10 @@ func (a *API) revoke(r *http.Request, in revocationBody, o accessdata.WriteOptio
 	if !in.Until.IsZero() && !in.Until.After(time.Now()) {
 		return lbstate.WriteResult{}, past("until", in.Until)
 	}
+	if in.Kind == "serial" {
+		in.Name = accessdata.PlainSerial(in.Name)
+	}
+	r.URL = r.URL.JoinPath(in.Kind, in.Name)
 	return a.cfg.Access.Revoke(r.Context(), accessdata.Revocation{Kind: in.Kind, Name: in.Name, Reason: in.Reason, Until: in.Until}, o)
 }
 

@@ -89,7 +89,11 @@ func TestUsersAndTokens(t *testing.T) {
 func TestRevocationsAndCredentials(t *testing.T) {
 	w := newWorld(t)
 	w.do(http.MethodPost, "/api/v1/access/revocations", `{"kind": "agent", "name": "lb1", "reason": "sold"}`).ok(http.StatusCreated, nil)
-	w.do(http.MethodPost, "/api/v1/access/revocations", `{"kind": "serial", "name": "00:AB:cd", "reason": "lost laptop", "until": "2100-01-01T00:00:00Z"}`).ok(http.StatusCreated, nil)
+	made := w.do(http.MethodPost, "/api/v1/access/revocations", `{"kind": "serial", "name": "00:AB:cd", "reason": "lost laptop", "until": "2100-01-01T00:00:00Z"}`)
+	made.ok(http.StatusCreated, nil)
+	if at := made.header.Get("Location"); at != "/api/v1/access/revocations/serial/abcd" {
+		t.Errorf("made at %s", at)
+	}
 	for body, want := range map[string]string{
 		`{"kind": "ca", "name": "x", "reason": "y"}`: "kind", `{"kind": "agent", "name": "lb1"}`: "reason", `{"kind": "serial", "name": "x", "reason": "y"}`: "name",
 		`{"kind": "agent", "name": "x", "reason": "y", "until": "2001-01-01T00:00:00Z"}`: "until",
