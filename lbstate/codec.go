@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/ipvskit/ipvskit/lbstate/internal/stored"
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
@@ -50,9 +51,40 @@ func revisionKey(r uint64) []byte { return stored.NumberKey(r) }
 // number is the inverse of revisionKey; what is no number comes last.
 func number(key []byte) uint64 { return stored.Number(key) }
 
-// CommandVersion is the version of the commands that this program writes, and
-// the highest that it can apply.
+// CommandVersion is the highest version of commands that this program can apply,
+// and that it writes. A command has the lowest version that can say what it says,
+// and is proposed only when every member knows that one (Replicator.Accepts).
 const CommandVersion = 1
+
+// fieldVersions are the versions that brought the fields of a command, of all
+// those that version 1 does not have.
+var fieldVersions = map[protoreflect.FullName]uint32{}
+
+// CommandVersion is the highest version of commands that Apply takes.
+func (s *State) CommandVersion() uint64 { return CommandVersion }
+
+// versionOf is the lowest version that has every field which is set in a message,
+// or below it.
+func versionOf(m protoreflect.Message) uint32 {
+	version := uint32(1)
+	if len(fieldVersions) == 0 {
+		return version
+	}
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		version = max(version, fieldVersions[f.FullName()])
+		switch {
+		case f.Message() == nil:
+		case f.IsList():
+			for i := range v.List().Len() {
+				version = max(version, versionOf(v.List().Get(i).Message()))
+			}
+		default:
+			version = max(version, versionOf(v.Message()))
+		}
+		return true
+	})
+	return version
+}
 
 // MaxCommandBytes bounds one command, as the replicated log has it.
 const MaxCommandBytes = 1 << 20

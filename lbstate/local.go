@@ -28,6 +28,7 @@ type Machine interface {
 	Apply(tx *bbolt.Tx, term, index uint64, cmds [][]byte) ([]any, error)
 	Committed(index uint64)
 	Restored(tx *bbolt.Tx) error
+	CommandVersion() uint64 // the highest version of commands that Apply takes
 }
 
 // NewLocal opens the database in dir, which must exist, and makes state's
@@ -68,6 +69,24 @@ func (l *Local) Propose(ctx context.Context, cmd []byte) (any, uint64, error) {
 	l.state.Committed(l.index)
 	return results[0], l.index, nil
 }
+
+// Accepts says whether this program knows commands of this version.
+func (l *Local) Accepts(version uint64) error {
+	if known := l.state.CommandVersion(); version > known {
+		return &tooNewError{version, known}
+	}
+	return nil
+}
+
+// tooNewError says that a command is of a version that this program cannot apply.
+type tooNewError struct{ version, known uint64 }
+
+func (e *tooNewError) Error() string {
+	return fmt.Sprintf("commands of version %d are not known to this program, only those up to %d", e.version, e.known)
+}
+
+// NotApplied says that nothing was proposed.
+func (e *tooNewError) NotApplied() bool { return true }
 
 // SetTerm changes the term that commands are applied in, as a change of leader
 // does.

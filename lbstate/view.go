@@ -247,27 +247,33 @@ func (v view) changedSince(since uint64) (refs []Ref, ok bool, err error) {
 	return refs, true, nil
 }
 
-// servicesChangedSince is changedSince for services alone: one whose shared
-// check changed has changed too.
-func (v view) servicesChangedSince(since uint64) (names []string, ok bool, err error) {
+// changes are the names of what those who watch follow.
+type changes struct{ services, profiles []string }
+
+// namesChangedSince is changedSince for services and profiles: a service whose
+// shared check changed has changed too.
+func (v view) namesChangedSince(since uint64) (c changes, ok bool, err error) {
 	refs, ok, err := v.changedSince(since)
 	if err != nil || !ok {
-		return nil, ok, err
+		return c, ok, err
 	}
 	for _, ref := range refs {
 		switch ref.Kind {
 		case KindService:
-			names = append(names, ref.Name)
+			c.services = append(c.services, ref.Name)
 		case KindCheck:
 			users, err := v.under(usesBucket, ref.Name)
 			if err != nil {
-				return nil, false, err
+				return c, false, err
 			}
-			names = append(names, users...)
+			c.services = append(c.services, users...)
+		case KindProfile:
+			c.profiles = append(c.profiles, ref.Name)
 		}
 	}
-	slices.Sort(names)
-	return slices.Compact(names), true, nil
+	slices.Sort(c.services)
+	c.services = slices.Compact(c.services)
+	return c, true, nil
 }
 
 // listenerKey is what no two services may share.

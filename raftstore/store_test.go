@@ -119,13 +119,27 @@ type node struct {
 
 func start(t *testing.T, w *wire, dir, name string) node {
 	t.Helper()
+	return startWith(t, w, dir, name, counter{})
+}
+
+func config(w *wire, dir, name string, machine raftstore.StateMachine) raftstore.Config {
 	cfg := raftstore.Config{
-		Dir: dir, Name: name, RaftAddr: name + ":1", StateMachines: map[string]raftstore.StateMachine{"counter": counter{}},
+		Dir: dir, Name: name, RaftAddr: name + ":1", StateMachines: map[string]raftstore.StateMachine{"counter": machine},
 		TickInterval: 10 * time.Millisecond, SnapshotEntries: 50, TrailingEntries: 5,
 	}
 	if w != nil {
 		cfg.Transport = &port{w: w, queue: make(chan []*raftpb.Message, 4096)}
 	}
+	return cfg
+}
+
+func startWith(t *testing.T, w *wire, dir, name string, machine raftstore.StateMachine) node {
+	t.Helper()
+	return run(t, config(w, dir, name, machine))
+}
+
+func run(t *testing.T, cfg raftstore.Config) node {
+	t.Helper()
 	s, err := raftstore.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -136,8 +150,8 @@ func start(t *testing.T, w *wire, dir, name string) node {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := <-done; err != nil && !errors.Is(err, raftstore.ErrRemoved) {
-			t.Errorf("%s: Run: %v", name, err)
+		if err := <-done; err != nil && !errors.Is(err, raftstore.ErrRemoved) && !errors.Is(err, raftstore.ErrOlder) {
+			t.Errorf("%s: Run: %v", cfg.Name, err)
 		}
 	})}
 	t.Cleanup(n.stop)

@@ -418,7 +418,7 @@ type cluster struct{ *raftstore.Store }
 
 func (c cluster) View() api.ClusterView {
 	st := c.Status()
-	v := api.ClusterView{Leader: st.LeaderName, Term: st.Term, Commit: st.Commit, Applied: st.Applied}
+	v := api.ClusterView{Leader: st.LeaderName, Term: st.Term, Commit: st.Commit, Applied: st.Applied, Accepted: st.Accepted}
 	if st.Cluster == 0 {
 		return v
 	}
@@ -426,7 +426,7 @@ func (c cluster) View() api.ClusterView {
 	for _, m := range c.Members() {
 		view := api.MemberView{
 			ID: fmt.Sprintf("%016x", m.ID), Name: m.Name, RaftAddr: m.RaftAddr, HTTPAddr: m.HTTPAddr,
-			Incarnation: fmt.Sprintf("%016x", m.Incarnation), Role: "follower",
+			Incarnation: fmt.Sprintf("%016x", m.Incarnation), Role: "follower", Versions: m.Versions,
 		}
 		switch {
 		case m.Learner:

@@ -15,7 +15,9 @@ import (
 // Each seam, wired without an adapter.
 var (
 	_ raftstore.StateMachine = (*lbstate.State)(nil)
+	_ raftstore.Versioned    = (*lbstate.State)(nil)
 	_ raftstore.StateMachine = (*access.State)(nil)
+	_ raftstore.Versioned    = (*access.State)(nil)
 	_ raftstore.Transport    = (*peer.Transport)(nil)
 	_ formation.Store        = (*raftstore.Store)(nil)
 	_ lbstate.Replicator     = (*raftstore.Machine)(nil)

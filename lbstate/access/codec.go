@@ -16,6 +16,9 @@ import (
 // the highest that it can apply.
 const CommandVersion = 1
 
+// CommandVersion is the highest version of commands that Apply takes.
+func (s *State) CommandVersion() uint64 { return CommandVersion }
+
 // MaxCommandBytes bounds one command.
 const MaxCommandBytes = 256 << 10
 

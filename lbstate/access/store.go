@@ -131,6 +131,9 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, c *accesspb.Comman
 	}
 	c.Version, c.Author, c.Reason, c.IfRevision = CommandVersion, o.Author, o.Reason, o.IfRevision
 	c.At = st.now().UnixMilli()
+	if err := st.replicator.Accepts(CommandVersion); err != nil {
+		return lbstate.WriteResult{}, err
+	}
 	data, err := stored.Encode(c)
 	if err != nil {
 		return lbstate.WriteResult{}, err

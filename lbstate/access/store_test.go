@@ -282,6 +282,7 @@ func (p *packed) Propose(_ context.Context, cmd []byte) (any, uint64, error) {
 	}
 	return results[0], 1, nil
 }
+func (p *packed) Accepts(uint64) error                                   { return nil }
 func (p *packed) Read(_ context.Context, fn func(*bbolt.Tx) error) error { return fn(p.tx) }
 func (p *packed) ReadStale(fn func(*bbolt.Tx) error) error               { return fn(p.tx) }
 

@@ -185,9 +185,10 @@ func wait(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); <-tick.C {
+	const patience = 2 * time.Minute // for what takes milliseconds, on a machine that may be very busy
+	for deadline := time.Now().Add(patience); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }
@@ -311,9 +312,9 @@ func TestRevokedOnALiveStream(t *testing.T) {
 	wait(t, "its view", func() bool { return a.services() == "everywhere" })
 	s.revoke("a1", "the host was sold")
 	wait(t, "it is told", func() bool { return strings.Contains(c.Status().LastError, "its log says why") })
-	if !s.logged("agent gone", "revoked", "the host was sold") || !s.logged("connection refused", "the host was sold") {
-		t.Errorf("the server does not say why: %v", s.logs.All())
-	}
+	wait(t, "the server says why", func() bool { // it may do so after the agent has heard
+		return s.logged("agent gone", "revoked", "the host was sold") && s.logged("connection refused", "the host was sold")
+	})
 	if a.services() != "everywhere" {
 		t.Errorf("a revoked agent lost its state, %q: traffic is to go on", a.services())
 	}

@@ -45,6 +45,32 @@ func (a *API) agents(w http.ResponseWriter, r *http.Request) {
 		p.send(w, r)
 		return
 	}
+	send(w, r, http.StatusOK, a.gather(r.Context(), local))
+}
+
+// agent shows one agent: what it holds, which profile is in force there, and what
+// it could not do.
+func (a *API) agent(w http.ResponseWriter, r *http.Request) {
+	local, p := flag(r, "local")
+	if p != nil {
+		p.send(w, r)
+		return
+	}
+	name := r.PathValue("name")
+	list := a.gather(r.Context(), local)
+	i := slices.IndexFunc(list.Agents, func(n agent.AgentInfo) bool { return n.Name == name })
+	if i < 0 {
+		why := fmt.Sprintf("no agent %.100q is connected, or was lately", name)
+		for _, u := range list.Unanswered {
+			why += fmt.Sprintf("; server %s was not heard: %s", u.Name, u.Reason)
+		}
+		refused(http.StatusNotFound, why).send(w, r)
+		return
+	}
+	send(w, r, http.StatusOK, list.Agents[i])
+}
+
+func (a *API) gather(ctx context.Context, local bool) agentList {
 	list := agentList{At: time.Now(), Agents: a.cfg.Agents()}
 	if !local {
 		var wg sync.WaitGroup
@@ -55,7 +81,7 @@ func (a *API) agents(w http.ResponseWriter, r *http.Request) {
 			}
 			wg.Go(func() {
 				var theirs agentList
-				err := a.ask(r.Context(), m.HTTPAddr, "/api/v1/agents?local=true", &theirs)
+				err := a.ask(ctx, m.HTTPAddr, "/api/v1/agents?local=true", &theirs)
 				mu.Lock()
 				defer mu.Unlock()
 				if err != nil {
@@ -68,7 +94,7 @@ func (a *API) agents(w http.ResponseWriter, r *http.Request) {
 	}
 	list.Agents = newest(list.Agents)
 	slices.SortFunc(list.Unanswered, func(a, b unanswered) int { return cmp.Compare(a.Name, b.Name) })
-	send(w, r, http.StatusOK, list)
+	return list
 }
 
 // newest keeps one account of each agent: of the server that it is connected

@@ -122,6 +122,7 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/import/{format}":                          {post: a.importText},
 		"/api/v1/watch":                                    {get: a.watch},
 		"/api/v1/agents":                                   {get: a.agents},
+		"/api/v1/agents/{name}":                            {get: a.agent},
 		"/api/v1/cluster":                                  {get: a.cluster},
 		"/api/v1/cluster/members":                          {post: a.addMember},
 		"/api/v1/cluster/members/{name}":                   {patch: a.moveMember, del: a.removeMember},

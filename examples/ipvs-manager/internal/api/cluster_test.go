@@ -78,6 +78,7 @@ func TestMemberChangesThatAreRefused(t *testing.T) {
 		{fmt.Errorf("%w: node9", raftstore.ErrNoMember), 404, "about:blank", ""},
 		{raftstore.ErrNameInUse, 409, typeConflict, notApplied},
 		{raftstore.ErrQuorum, 409, typeConflict, notApplied},
+		{raftstore.ErrOlder, 409, typeConflict, notApplied},
 		{raftstore.ErrRemoved, 409, typeConflict, notApplied},
 		{raftstore.ErrNotLeader, 503, typeUnavailable, notApplied},
 		{raftstore.ErrNoLeader, 503, typeUnavailable, notApplied},
