@@ -36,7 +36,8 @@
 // # History
 //
 // Each change is an entry: who, when, why, and each field before and after but
-// for secrets. The last 10,000 are kept, or 8 MiB.
+// for secrets. The last 10,000 are kept, or 8 MiB. Certificates that were issued
+// are listed with their holder's credential instead.
 //
 // # Goroutines
 //

@@ -120,7 +120,7 @@ func fieldsOf(o *accesspb.Object) []field {
 		return []field{{name: "reason", value: r.GetReason()}, {name: "until", value: when(r.GetUntil())}}
 	case *accesspb.Object_Credential:
 		c := o.GetCredential()
-		return []field{{name: "labels", value: labelsText(c.GetLabels())}, {name: "note", value: c.GetNote()}, {name: "issued", value: lastSerial(c)}}
+		return []field{{name: "labels", value: labelsText(c.GetLabels())}, {name: "note", value: c.GetNote()}}
 	}
 	return nil
 }
@@ -148,13 +148,6 @@ func labelsText(l *accesspb.Labels) string {
 		pairs[i] = p.GetKey() + "=" + p.GetValue()
 	}
 	return "{" + strings.Join(pairs, ",") + "}"
-}
-
-func lastSerial(c *accesspb.Credential) string {
-	if n := len(c.GetIssued()); n > 0 {
-		return c.GetIssued()[n-1].GetSerial()
-	}
-	return ""
 }
 
 func entryFrom(revision uint64, c *accesspb.Change) Entry {

@@ -43,6 +43,12 @@ func one[T any](ctx context.Context, st *Store, ref lbstate.Ref, from func(*acce
 	return found, err
 }
 
+// Barrier returns once this node has applied every write that was acknowledged
+// before; lookups follow within milliseconds.
+func (st *Store) Barrier(ctx context.Context) error {
+	return st.read(ctx, lbstate.ReadOptions{}, func(view) error { return nil })
+}
+
 // Users returns every user, by name.
 func (st *Store) Users(ctx context.Context, o lbstate.ReadOptions) ([]User, error) {
 	return list(ctx, st, KindUser, userFrom, o)
