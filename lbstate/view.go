@@ -301,6 +301,11 @@ func (s Service) uses() map[string]bool {
 // indexEntry is a key in one of the indexes.
 type indexEntry struct{ bucket, key string }
 
+// indexedLike says whether the indexes hold the same for two forms of a service.
+func (s Service) indexedLike(o *Service) bool {
+	return s.VIP == o.VIP && slices.Equal(s.targets(), o.targets()) && maps.Equal(s.uses(), o.uses())
+}
+
 // indexed lists what the indexes hold for a service, but for its listener.
 func (s Service) indexed() []indexEntry {
 	targets := s.targets()
