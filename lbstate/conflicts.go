@@ -162,8 +162,12 @@ func first(other string, names []string, own string) string {
 }
 
 func (t *txn) knownChecks(f *faults, s Service) error {
+	uses := s.uses()
+	if len(uses) == 0 {
+		return nil
+	}
 	missing := map[string]bool{}
-	for name := range s.uses() {
+	for name := range uses {
 		ref := Ref{KindCheck, name}
 		if c, ok := t.changes[ref]; ok {
 			missing[name] = !c.new.exists()

@@ -286,14 +286,19 @@ func (s Service) listenerKey() string {
 
 // uses returns the shared checks that a service uses.
 func (s Service) uses() map[string]bool {
-	uses := map[string]bool{}
-	if s.HealthCheck != nil && s.HealthCheck.Use != "" {
-		uses[s.HealthCheck.Use] = true
-	}
-	for _, b := range s.Backends {
-		if b.HealthCheck != nil && b.HealthCheck.Use != "" {
-			uses[b.HealthCheck.Use] = true
+	var uses map[string]bool // most use none
+	use := func(c *HealthCheck) {
+		if c == nil || c.Use == "" {
+			return
 		}
+		if uses == nil {
+			uses = map[string]bool{}
+		}
+		uses[c.Use] = true
+	}
+	use(s.HealthCheck)
+	for _, b := range s.Backends {
+		use(b.HealthCheck)
 	}
 	return uses
 }
