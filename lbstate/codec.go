@@ -59,8 +59,8 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 	if len(data) > MaxCommandBytes {
 		return nil, fmt.Errorf("command of %d bytes: at most %d are allowed", len(data), MaxCommandBytes)
 	}
-	c := &lbstatepb.Command{}
-	if err := proto.Unmarshal(data, c); err != nil {
+	c, whole, err := unmarshalCommand(data)
+	if err != nil {
 		return nil, fmt.Errorf("undecodable command: %w", err)
 	}
 	if v := c.GetVersion(); v == 0 || v > CommandVersion {
@@ -73,7 +73,7 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 		}
 		c.Kind = &lbstatepb.Command_Transaction{Transaction: tx}
 	}
-	if c.GetKind() == nil || stored.Unknown(c.ProtoReflect()) {
+	if c.GetKind() == nil || !whole && stored.Unknown(c.ProtoReflect()) {
 		return nil, errors.New("command with a kind or field that this program does not know; it is older than a member that wrote to the log")
 	}
 	for _, op := range c.GetTransaction().GetOperations() {
@@ -82,6 +82,21 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 		}
 	}
 	return c, nil
+}
+
+// unmarshalCommand reads a command. whole is the quick proof that it has no field
+// that this program does not know: without those it would be as long again. It may
+// fail to say so of one that is encoded otherwise than here.
+func unmarshalCommand(data []byte) (c *lbstatepb.Command, whole bool, err error) {
+	c = &lbstatepb.Command{}
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, c); err != nil {
+		return nil, false, err
+	}
+	if c.GetDeflated() == nil && proto.Size(c) == len(data) {
+		return c, true, nil
+	}
+	c = &lbstatepb.Command{}
+	return c, false, proto.Unmarshal(data, c)
 }
 
 // encodeCommand is how a command rests in the log: a large transaction
