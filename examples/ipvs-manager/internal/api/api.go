@@ -45,6 +45,8 @@ type Config struct {
 	Agents  func() []agent.AgentInfo // required: those connected to this server
 	About   About
 
+	Releases Releases // required
+
 	// Forming says whom this node waits for while it has no cluster, for people.
 	// Nil says nothing.
 	Forming func() string
@@ -67,8 +69,8 @@ type API struct {
 
 // New returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Agents == nil {
-		return nil, errors.New("api: Store, Cluster, Checks and Agents are required")
+	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Agents == nil || cfg.Releases == nil {
+		return nil, errors.New("api: Store, Cluster, Checks, Agents and Releases are required")
 	}
 	if cfg.Forming == nil {
 		cfg.Forming = func() string { return "" }
@@ -119,12 +121,15 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/import/{format}":                          {post: a.importText},
 		"/api/v1/watch":                                    {get: a.watch},
 		"/api/v1/agents":                                   {get: a.agents},
+		"/api/v1/agents/{name}/release":                    {post: a.releaseAgent},
+		"/api/v1/releases":                                 {get: a.listReleases},
 		"/api/v1/cluster":                                  {get: a.cluster},
 		"/api/v1/cluster/members":                          {post: a.addMember},
 		"/api/v1/cluster/members/{name}":                   {patch: a.moveMember, del: a.removeMember},
 		"/api/v1/cluster/members/{name}/promote":           {post: a.promoteMember},
 		"/api/v1/cluster/leader":                           {put: a.setLeader},
 		"/api/v1/cluster/backup":                           {get: a.backup},
+		"/api/v1/cluster/release-predecessor":              {post: a.releasePredecessor},
 		"/api/v1/health":                                   {get: a.health},
 		"/api/v1/health/hold":                              {del: a.releaseHold},
 		"/api/v1/services/{name}/checks":                   {get: a.checks},

@@ -36,15 +36,17 @@ type Cluster interface {
 
 // ClusterView is the cluster as one server sees it.
 type ClusterView struct {
-	At        time.Time    `json:"at"` // the answering server's clock
-	ClusterID string       `json:"cluster_id"`
-	Leader    string       `json:"leader"` // name; empty: none is known
-	Term      uint64       `json:"term"`
-	Commit    uint64       `json:"commit"`
-	Applied   uint64       `json:"applied"`
-	Server    About        `json:"server"` // the answering one
-	Members   []MemberView `json:"members"`
-	Forming   string       `json:"formation,omitempty"` // whom it waits for while there is no cluster
+	At        time.Time `json:"at"` // the answering server's clock
+	ClusterID string    `json:"cluster_id"`
+	// Predecessor is the cluster that this one was restored from; empty: none.
+	Predecessor string       `json:"predecessor,omitempty"`
+	Leader      string       `json:"leader"` // name; empty: none is known
+	Term        uint64       `json:"term"`
+	Commit      uint64       `json:"commit"`
+	Applied     uint64       `json:"applied"`
+	Server      About        `json:"server"` // the answering one
+	Members     []MemberView `json:"members"`
+	Forming     string       `json:"formation,omitempty"` // whom it waits for while there is no cluster
 }
 
 // MemberView is one server of the cluster. IDs are text, for they do not fit
