@@ -7,13 +7,17 @@ import (
 )
 
 // CommandVersion is the highest version of a command that this program can
-// apply. A command carries the lowest that knows all its fields, so that a
-// cluster in the middle of an upgrade goes on with what all its members know.
+// apply. A command carries the lowest that can say what it says, and is proposed
+// only when every member knows that one (Replicator.Accepts): a cluster in the
+// middle of an upgrade goes on with what all its members know.
 //
 //	version  since then
 //	1        -
 //	2        checks of other types than tcp and http, and with other options
 const CommandVersion = 2
+
+// CommandVersion is the highest version of commands that Apply takes.
+func (s *State) CommandVersion() uint64 { return CommandVersion }
 
 // lastCheckField is the number of the last field that a HealthCheck had in
 // version 1.

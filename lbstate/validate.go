@@ -145,10 +145,13 @@ func (s Service) Validate() error {
 	}
 	first := map[netip.AddrPort]int{}
 	for i, b := range s.Backends {
-		path := fmt.Sprintf("backends[%d]", i)
-		b.validate(&f, path, s)
+		found := len(f)
+		b.validate(&f, "", s) // its path is made for a fault alone
+		for j := range f[found:] {
+			f[found+j].Path = fmt.Sprintf("backends[%d]%s", i, f[found+j].Path)
+		}
 		if j, twice := first[b.AddrPort()]; twice {
-			f.add(path, b.Key(), "", fmt.Sprintf("is the same address and port as backends[%d]", j))
+			f.add(fmt.Sprintf("backends[%d]", i), b.Key(), "", fmt.Sprintf("is the same address and port as backends[%d]", j))
 		} else {
 			first[b.AddrPort()] = i
 		}
@@ -259,6 +262,7 @@ func (s Service) persistence(f *faults) {
 	}
 }
 
+// validate names the faults of a backend; path goes before those of its fields.
 func (b Backend) validate(f *faults, path string, s Service) {
 	s.target(f, path, b.Address, b.Port, b.Forwarding)
 	f.between(path+".weight", b.weight(), 0, maxWeight)

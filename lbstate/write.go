@@ -59,6 +59,11 @@ const maxStale = 10
 // Errors: *ValidationError with every fault of every object, *ConflictError,
 // ErrNotFound, *KeyReusedError, or the replicator's; see NotApplied.
 func (st *Store) Transact(ctx context.Context, ops []Operation, o WriteOptions) (BatchResult, error) {
+	return st.transact(ctx, ops, o, ops)
+}
+
+// transact is Transact; under an idempotency key request is what was asked for.
+func (st *Store) transact(ctx context.Context, ops []Operation, o WriteOptions, request any) (BatchResult, error) {
 	if o.IfRevision != nil {
 		return BatchResult{}, &ValidationError{[]Fault{{Path: "if_revision", Found: fmt.Sprint(*o.IfRevision), Reason: "belongs to each operation of a transaction"}}}
 	}
@@ -67,7 +72,7 @@ func (st *Store) Transact(ctx context.Context, ops []Operation, o WriteOptions) 
 		if err != nil {
 			return BatchResult{}, err
 		}
-		res, err := st.propose(ctx, o, ops, transactionCommand(tx))
+		res, err := st.propose(ctx, o, request, transactionCommand(tx))
 		var stale *staleError
 		if errors.As(err, &stale) {
 			if try < maxStale {

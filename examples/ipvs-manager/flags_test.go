@@ -22,7 +22,7 @@ func TestFlagsDefaults(t *testing.T) {
 	want := config{
 		role: roleServer, nodeID: "raft", advertise: "127.0.0.1:8110", listen: "127.0.0.1",
 		cluster: []string{"127.0.0.1:8010"}, serverPort: 8010, grpcPort: 8210,
-		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", tuning: tuning{dummyName: "ipvs-manager", drainTimeout: time.Minute},
+		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", tuning: tuning{dummyName: "ipvs-manager"},
 		hold: healthcheck.Hold{Share: 0.5, Limit: time.Minute}, execDir: "/etc/ipvs-manager/checks",
 		plane: planeAuto, agentName: "here", agentNamed: true, agentLabels: map[string]string{}, agentDir: "agent_data",
 		logLevel: zapcore.InfoLevel,
@@ -52,6 +52,9 @@ func TestFlags(t *testing.T) {
 		{"director", "--allowed_prefixes 192.0.2.7/24,2001:db8::/32 --drain_timeout 0 --release_vips --leave_sysctls *", func(c config) bool {
 			t := c.tuning
 			return len(t.allowedPrefixes) == 2 && t.allowedPrefixes[0].String() == "192.0.2.0/24" && t.drainTimeout < 0 && t.releaseVIPs && t.leaveSysctls[0] == "*"
+		}},
+		{"VIPs stay", "--release_vips=false --drain_timeout 1m", func(c config) bool {
+			return !c.tuning.releaseVIPs && c.tuning.keepVIPs && c.tuning.drainTimeout == time.Minute
 		}},
 		{"kernel", "--ipvs_timeouts tcp=5m,udp=30s --sync_daemons master:eth1:7,backup:eth1:7", func(c config) bool {
 			t := c.tuning
@@ -83,6 +86,7 @@ func TestBadFlagsAreNamed(t *testing.T) {
 		{"--sync_daemons master:eth1:256", []string{"--sync_daemons", `"master:eth1:256"`}},
 		{"--hold_share 1.5", []string{"--hold_share", `"1.5"`, "at most 1"}},
 		{"--hold_limit 0s", []string{"--hold_limit", `"0s"`, "more than 0"}},
+		{"--release_vips=some", []string{"--release_vips", `"some"`, "true, false"}},
 		{"--exec_checks_dir checks", []string{"--exec_checks_dir", `"checks"`, "absolute"}},
 		{"--exec_checks_dir /a/../b", []string{"--exec_checks_dir", `"/a/../b"`}},
 		{"--allow_exec_checks --exec_checks_dir /no/such/directory", []string{"--allow_exec_checks", "--exec_checks_dir", "/no/such/directory", "make it"}},

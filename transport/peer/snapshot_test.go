@@ -282,11 +282,12 @@ func TestSnapshotDamagedOnTheWay(t *testing.T) {
 // However long an installation takes, the sender waits while the receiver lives.
 func TestSlowInstallation(t *testing.T) {
 	cfg := testConfig(t)
-	cfg.PingInterval, cfg.IdleTimeout = 10*time.Millisecond, 400*time.Millisecond
+	// A machine that is busy may keep the pulse from its turn for a second.
+	cfg.PingInterval, cfg.IdleTimeout = 10*time.Millisecond, 2*time.Second
 	a, b := newNode(t, 1, cfg), newNode(t, 2, cfg)
 	b.onInstall = func(_ *raftpb.Message, body io.Reader) error {
 		_, err := io.Copy(io.Discard, body)
-		time.Sleep(time.Second)
+		<-time.After(cfg.IdleTimeout + cfg.IdleTimeout/2)
 		return err
 	}
 	a.knows(b)
