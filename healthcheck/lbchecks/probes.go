@@ -16,15 +16,23 @@ import (
 	"github.com/ipvskit/ipvskit/lbstate"
 )
 
-// maxRoots bounds how many sets of authorities a prober remembers.
-const maxRoots = 64
+// Bounds of what a prober remembers. What is forgotten goes on in the checks
+// that have it.
+const (
+	maxRoots  = 64
+	maxProbes = 256
+)
+
+// anywhere stands for all backends: a probe does not know whom it will ask.
+var anywhere = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
 
 // prober makes probes of checks, as far as this host allows them. Not safe for
 // concurrent use.
 type prober struct {
 	execDir string                                               // of programs; empty: none may be run
 	make    func(lbstate.HealthCheck) (healthcheck.Probe, error) // in place of probeOf, for tests
-	roots   map[string]*x509.CertPool                            // by their PEM: many checks have the same
+	probes  map[uint64]healthcheck.Probe                         // by what they ask: thousands of backends may have one check
+	roots   map[string]*x509.CertPool                            // by their PEM, likewise
 }
 
 // checkOf is a check of the state as the engine has it. One that cannot be run
@@ -34,9 +42,17 @@ func (p *prober) checkOf(id string, c lbstate.ResolvedCheck, known lbstate.Healt
 	if p.make != nil {
 		makeProbe = p.make
 	}
-	asks, err := makeProbe(c.Check)
-	if err != nil {
-		asks = &unrunnable{err}
+	key := lbstate.CheckHash(c.Check, anywhere)
+	asks := p.probes[key]
+	if asks == nil {
+		var err error
+		if asks, err = makeProbe(c.Check); err != nil {
+			asks = &unrunnable{err}
+		}
+		if p.probes == nil || len(p.probes) >= maxProbes {
+			p.probes = map[uint64]healthcheck.Probe{}
+		}
+		p.probes[key] = asks
 	}
 	check := healthcheck.Check{
 		ID: id, Target: c.Backend, Probe: asks, Initial: toEngine(known),

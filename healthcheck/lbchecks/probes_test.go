@@ -1,6 +1,7 @@
 package lbchecks
 
 import (
+	"fmt"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -143,4 +144,34 @@ func FuzzValidChecks(f *testing.F) {
 			t.Errorf("%+v: %v", *s.HealthCheck, err)
 		}
 	})
+}
+
+// Backends that are asked in the same way are asked by one probe, whose regular
+// expression and authorities are there once.
+func TestBackendsShareProbes(t *testing.T) {
+	var p prober
+	of := func(backend, body string) healthcheck.Probe {
+		c := lbstate.ResolvedCheck{
+			Backend: netip.MustParseAddrPort(backend),
+			Check:   lbstate.HealthCheck{Type: "http", Path: "/", ExpectStatus: "200", ExpectBody: body, Interval: lbstate.Duration(time.Second), Timeout: lbstate.Duration(time.Second), Rise: 1, Fall: 1},
+		}
+		check, err := p.checkOf("id", c, lbstate.Unknown)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return check.Probe
+	}
+	first := of("10.1.0.1:80", "ok")
+	if of("10.1.0.2:81", "ok") != first {
+		t.Error("each backend has a probe of its own")
+	}
+	if of("10.1.0.1:80", "well") == first {
+		t.Error("checks that ask for different things share a probe")
+	}
+	for i := range 2 * maxProbes {
+		of("10.1.0.1:80", fmt.Sprint("x", i))
+	}
+	if len(p.probes) > maxProbes {
+		t.Errorf("%d probes are remembered", len(p.probes))
+	}
 }
