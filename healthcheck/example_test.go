@@ -88,3 +88,34 @@ func ExampleOnce() {
 	// refused in connect
 	// check that the service runs and listens on this address and port
 }
+
+// An onlooker follows the events at its own pace.
+func ExampleEngine_Events() {
+	engine, err := healthcheck.New(healthcheck.Config{})
+	if err != nil {
+		panic(err)
+	}
+	well := healthcheck.ProbeFunc(func(context.Context, netip.AddrPort) healthcheck.Result {
+		return healthcheck.Result{Warning: "the certificate ends in 3 days"}
+	})
+	if err := engine.Update([]healthcheck.Check{{ID: "shop", Probe: well}}, nil); err != nil {
+		panic(err)
+	}
+	go engine.Run(context.Background()) //nolint:errcheck // it returns nil once closed
+	defer engine.Close()
+
+	seen := uint64(0)
+	for seen < 2 {
+		events, more := engine.Events(seen)
+		for _, ev := range events {
+			fmt.Println(ev.Kind, ev.Check, ev.To, ev.Result.Warning)
+			seen = ev.Seq
+		}
+		if len(events) == 0 {
+			<-more
+		}
+	}
+	// Output:
+	// warning shop unknown the certificate ends in 3 days
+	// transition shop up the certificate ends in 3 days
+}
