@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/ipvskit/ipvskit/lbstate/internal/stored"
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
@@ -51,41 +50,6 @@ func revisionKey(r uint64) []byte { return stored.NumberKey(r) }
 // number is the inverse of revisionKey; what is no number comes last.
 func number(key []byte) uint64 { return stored.Number(key) }
 
-// CommandVersion is the highest version of commands that this program can apply,
-// and that it writes. A command has the lowest version that can say what it says,
-// and is proposed only when every member knows that one (Replicator.Accepts).
-const CommandVersion = 1
-
-// fieldVersions are the versions that brought the fields of a command, of all
-// those that version 1 does not have.
-var fieldVersions = map[protoreflect.FullName]uint32{}
-
-// CommandVersion is the highest version of commands that Apply takes.
-func (s *State) CommandVersion() uint64 { return CommandVersion }
-
-// versionOf is the lowest version that has every field which is set in a message,
-// or below it.
-func versionOf(m protoreflect.Message) uint32 {
-	version := uint32(1)
-	if len(fieldVersions) == 0 {
-		return version
-	}
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		version = max(version, fieldVersions[f.FullName()])
-		switch {
-		case f.Message() == nil:
-		case f.IsList():
-			for i := range v.List().Len() {
-				version = max(version, versionOf(v.List().Get(i).Message()))
-			}
-		default:
-			version = max(version, versionOf(v.Message()))
-		}
-		return true
-	})
-	return version
-}
-
 // MaxCommandBytes bounds one command, as the replicated log has it.
 const MaxCommandBytes = 1 << 20
 
@@ -95,8 +59,8 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 	if len(data) > MaxCommandBytes {
 		return nil, fmt.Errorf("command of %d bytes: at most %d are allowed", len(data), MaxCommandBytes)
 	}
-	c := &lbstatepb.Command{}
-	if err := proto.Unmarshal(data, c); err != nil {
+	c, whole, err := unmarshalCommand(data)
+	if err != nil {
 		return nil, fmt.Errorf("undecodable command: %w", err)
 	}
 	if v := c.GetVersion(); v == 0 || v > CommandVersion {
@@ -109,7 +73,7 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 		}
 		c.Kind = &lbstatepb.Command_Transaction{Transaction: tx}
 	}
-	if c.GetKind() == nil || stored.Unknown(c.ProtoReflect()) {
+	if c.GetKind() == nil || !whole && stored.Unknown(c.ProtoReflect()) {
 		return nil, errors.New("command with a kind or field that this program does not know; it is older than a member that wrote to the log")
 	}
 	for _, op := range c.GetTransaction().GetOperations() {
@@ -118,6 +82,21 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 		}
 	}
 	return c, nil
+}
+
+// unmarshalCommand reads a command. whole is the quick proof that it has no field
+// that this program does not know: without those it would be as long again. It may
+// fail to say so of one that is encoded otherwise than here.
+func unmarshalCommand(data []byte) (c *lbstatepb.Command, whole bool, err error) {
+	c = &lbstatepb.Command{}
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, c); err != nil {
+		return nil, false, err
+	}
+	if c.GetDeflated() == nil && proto.Size(c) == len(data) {
+		return c, true, nil
+	}
+	c = &lbstatepb.Command{}
+	return c, false, proto.Unmarshal(data, c)
 }
 
 // encodeCommand is how a command rests in the log: a large transaction

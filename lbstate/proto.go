@@ -129,28 +129,6 @@ func tunnelFrom(p *lbstatepb.TunnelOptions) *TunnelOptions {
 	return &TunnelOptions{Type: TunnelType(p.GetType()), Port: int(p.GetPort()), Checksum: TunnelChecksum(p.GetChecksum())}
 }
 
-func (c *HealthCheck) proto() *lbstatepb.HealthCheck {
-	if c == nil {
-		return nil
-	}
-	return &lbstatepb.HealthCheck{
-		Use: c.Use, Type: c.Type, Address: c.Address.AsSlice(), Port: uint32(c.Port), Path: c.Path, Host: c.Host, Url: c.URL,
-		ExpectStatus: c.ExpectStatus, ExpectBody: c.ExpectBody, Interval: int64(c.Interval), DownInterval: int64(c.DownInterval),
-		Timeout: int64(c.Timeout), Rise: uint32(c.Rise), Fall: uint32(c.Fall), Initial: string(c.Initial),
-	}
-}
-
-func checkFrom(a *addrs, p *lbstatepb.HealthCheck) *HealthCheck {
-	if p == nil {
-		return nil
-	}
-	return &HealthCheck{
-		Use: p.GetUse(), Type: p.GetType(), Address: a.from(p.GetAddress(), "health check"), Port: int(p.GetPort()), Path: p.GetPath(), Host: p.GetHost(), URL: p.GetUrl(),
-		ExpectStatus: p.GetExpectStatus(), ExpectBody: p.GetExpectBody(), Interval: Duration(p.GetInterval()), DownInterval: Duration(p.GetDownInterval()),
-		Timeout: Duration(p.GetTimeout()), Rise: int(p.GetRise()), Fall: int(p.GetFall()), Initial: Initial(p.GetInitial()),
-	}
-}
-
 func (c SharedCheck) proto() *lbstatepb.SharedCheck {
 	return &lbstatepb.SharedCheck{Name: c.Name, Check: c.Check.proto(), Notes: c.Notes, Revision: c.Revision}
 }

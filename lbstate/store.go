@@ -21,11 +21,23 @@ type Store struct {
 	state      *State
 	replicator Replicator
 	now        func() time.Time
+	execChecks bool // may be stored
 }
 
+// StoreOption changes what a Store does.
+type StoreOption func(*Store)
+
+// AllowExecChecks lets a Store take checks that run programs. It is asked for
+// by name, since who may change the state may then have programs run.
+func AllowExecChecks() StoreOption { return func(st *Store) { st.execChecks = true } }
+
 // NewStore returns a Store that reads and writes st through r.
-func NewStore(st *State, r Replicator) *Store {
-	return &Store{state: st, replicator: r, now: time.Now}
+func NewStore(st *State, r Replicator, options ...StoreOption) *Store {
+	store := &Store{state: st, replicator: r, now: time.Now}
+	for _, set := range options {
+		set(store)
+	}
+	return store
 }
 
 // WriteOptions go with every write.
@@ -74,7 +86,7 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lb
 			return BatchResult{}, err
 		}
 	}
-	c.Version = versionOf(c.ProtoReflect())
+	c.Version = commandVersion(c)
 	if err := st.replicator.Accepts(uint64(c.Version)); err != nil {
 		return BatchResult{}, err
 	}

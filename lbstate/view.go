@@ -286,20 +286,30 @@ func (s Service) listenerKey() string {
 
 // uses returns the shared checks that a service uses.
 func (s Service) uses() map[string]bool {
-	uses := map[string]bool{}
-	if s.HealthCheck != nil && s.HealthCheck.Use != "" {
-		uses[s.HealthCheck.Use] = true
-	}
-	for _, b := range s.Backends {
-		if b.HealthCheck != nil && b.HealthCheck.Use != "" {
-			uses[b.HealthCheck.Use] = true
+	var uses map[string]bool // most use none
+	use := func(c *HealthCheck) {
+		if c == nil || c.Use == "" {
+			return
 		}
+		if uses == nil {
+			uses = map[string]bool{}
+		}
+		uses[c.Use] = true
+	}
+	use(s.HealthCheck)
+	for _, b := range s.Backends {
+		use(b.HealthCheck)
 	}
 	return uses
 }
 
 // indexEntry is a key in one of the indexes.
 type indexEntry struct{ bucket, key string }
+
+// indexedLike says whether the indexes hold the same for two forms of a service.
+func (s Service) indexedLike(o *Service) bool {
+	return s.VIP == o.VIP && slices.Equal(s.targets(), o.targets()) && maps.Equal(s.uses(), o.uses())
+}
 
 // indexed lists what the indexes hold for a service, but for its listener.
 func (s Service) indexed() []indexEntry {

@@ -99,6 +99,7 @@ func (s *Store) newLoop() (*loop, error) {
 	if err := l.log.load(s.state.lastCheckpoint(), conf); err != nil {
 		return nil, err
 	}
+	s.state.behind.Store(false)
 	hard, _, err := l.log.InitialState()
 	if err != nil {
 		return nil, err

@@ -80,7 +80,10 @@ func (n *simNode) start() error {
 			return err
 		}
 		n.sim.snapshots++
-		return l.apply.install(in)
+		if err := l.apply.install(in); err != nil || n.sim.rng.IntN(2) == 0 {
+			return err
+		}
+		return l.keep.work() // before the log hears of the snapshot
 	}
 	l.apply.confChange = func(cc *raftpb.ConfChangeV2) (*raftpb.ConfState, error) { return l.rn.ApplyConfChange(cc), nil }
 	return l.begin()

@@ -42,9 +42,11 @@ func (counter) Restored(*bbolt.Tx) error { return nil }
 
 // wire connects the nodes of one test in memory.
 type wire struct {
-	mu  sync.Mutex // guards the maps
-	at  map[uint64]*port
-	cut map[uint64]bool
+	mu      sync.Mutex // guards the fields below
+	at      map[uint64]*port
+	cut     map[uint64]bool
+	held    func()        // nil, or called when a snapshot is to be sent, which waits
+	release chan struct{} // until this is closed
 }
 
 type port struct {
@@ -98,6 +100,13 @@ func (p *port) Send(msgs []*raftpb.Message) {
 
 func (p *port) SendSnapshot(m *raftpb.Message, _ int64, body io.ReadCloser, done func(error)) {
 	defer body.Close()
+	p.w.mu.Lock()
+	held, release := p.w.held, p.w.release
+	p.w.mu.Unlock()
+	if held != nil {
+		held()
+		<-release
+	}
 	other := p.to(m)
 	if other == nil {
 		done(errors.New("cut off"))

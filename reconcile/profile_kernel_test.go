@@ -13,7 +13,7 @@ import (
 
 // A profile that comes, changes and goes while connections are open sets the
 // kernel's timeouts, sync daemons and settings up and back, and loses none of
-// them. INV-20, INV-23.
+// them. INV-20, INV-23, INV-27.
 func TestKernelProfile(t *testing.T) {
 	n := newNetwork(t, 2)
 	r := newReconciler(t, reconcile.Config{Kernel: n.kernel})

@@ -120,6 +120,7 @@ func (p *profiled) snat() []reconcile.Rule {
 
 func seconds(n int) lbstate.Duration { return lbstate.Duration(time.Duration(n) * time.Second) }
 
+// INV-27: what the host says goes before the profile, and what this changed goes back.
 func TestProfileTimeouts(t *testing.T) {
 	p := newProfiled(t, reconcile.Config{Timeouts: reconcile.Timeouts{UDP: 77 * time.Second}})
 	was := p.timeouts()
@@ -223,6 +224,7 @@ func TestProfileReleasesVIPs(t *testing.T) {
 	}
 }
 
+// INV-27: a profile allows nothing that the host does not.
 func TestProfileAllowedPrefixesNarrow(t *testing.T) {
 	p := newProfiled(t, reconcile.Config{AllowedPrefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")}})
 	p.services = []lbstate.DesiredService{lbService("a", "192.0.2.1", 1), lbService("b", "192.0.2.9", 1), lbService("c", "192.0.2.200", 1)}
@@ -343,7 +345,7 @@ func TestProfileFailuresAreNamed(t *testing.T) {
 }
 
 // What others change of what a profile sets is repaired, and what it was before
-// is known after a restart.
+// is known after a restart. INV-27.
 func TestProfileIsRepairedAndRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		journal := new(memory)

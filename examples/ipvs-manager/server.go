@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/api"
+	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/releases"
 	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/web"
 	"github.com/ipvskit/ipvskit/healthcheck"
 	"github.com/ipvskit/ipvskit/healthcheck/lbchecks"
@@ -128,9 +129,10 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 		return nil, err
 	}
 	state := lbstate.New(lbstate.Config{Logger: log})
+	released := &releases.State{OnRelease: s.release}
 	s.store, err = raftstore.Open(raftstore.Config{
 		Dir: cfg.volDir, Name: cfg.nodeID, RaftAddr: cfg.advertise, HTTPAddr: cfg.httpAddress(),
-		StateMachines: map[string]raftstore.StateMachine{lbstate.Bucket: state, accessdata.Bucket: s.people},
+		StateMachines: map[string]raftstore.StateMachine{lbstate.Bucket: state, accessdata.Bucket: s.people, releases.Bucket: released},
 		Transport:     s.transport, Logger: log,
 	})
 	if err != nil {
@@ -152,7 +154,7 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 	}
 	ac := agent.ServerConfig{
 		Store: lb, ServerName: cfg.nodeID, Version: version(), Logger: log,
-		Cluster: func() uint64 { return s.store.Identity().Cluster },
+		Cluster: func() uint64 { return s.store.Identity().Cluster }, Predecessors: released.Predecessors,
 		Ready: func(ctx context.Context) error {
 			_, err := lb.Revision(ctx, lbstate.ReadOptions{})
 			return err
@@ -173,6 +175,14 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 	return s, s.newHTTP(lb)
 }
 
+// release tells the agents' port of a release that was committed. It is called
+// while the store runs.
+func (s *server) release(r releases.Release) {
+	if err := s.agents.Release(r.Agent, r.Held, r.By+": "+r.Reason); err != nil {
+		s.log.Warn("an agent's release waits on other servers alone", zap.String("agent", r.Agent), zap.Error(err))
+	}
+}
+
 func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 	about := api.About{
 		Name: s.cfg.nodeID, Version: version(), HTTPAddress: s.cfg.httpAddress(),
@@ -184,6 +194,7 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 	}
 	ac := api.Config{
 		Store: lb, Cluster: cluster{s.store}, Checks: s.checks, Access: s.accessStore, Agents: s.agents.Agents, About: about, Logger: s.log,
+		Releases: releases.NewStore(s.store.Machine(releases.Bucket)),
 		Forming: func() string {
 			if p := s.formation.Progress(); !p.In() {
 				return p.String()
@@ -423,6 +434,9 @@ func (c cluster) View() api.ClusterView {
 		return v
 	}
 	v.ClusterID = fmt.Sprintf("%016x", st.Cluster)
+	if st.Predecessor != 0 {
+		v.Predecessor = fmt.Sprintf("%016x", st.Predecessor)
+	}
 	for _, m := range c.Members() {
 		view := api.MemberView{
 			ID: fmt.Sprintf("%016x", m.ID), Name: m.Name, RaftAddr: m.RaftAddr, HTTPAddr: m.HTTPAddr,

@@ -80,7 +80,8 @@ func (r *Runner) ProbeNow(ctx context.Context, service string, backend netip.Add
 		return healthcheck.Result{}, fmt.Errorf("service %s, backend %v: %w", service, backend, ErrNoCheck)
 	}
 	c := st.Checks()[i]
-	check, err := checkOf(name(c), c, lbstate.Unknown)
+	probes := prober{execDir: r.cfg.ExecDir}
+	check, err := probes.checkOf(name(c), c, lbstate.Unknown)
 	if err != nil {
 		return healthcheck.Result{}, fmt.Errorf("service %s, backend %v: %w", service, backend, err)
 	}

@@ -172,6 +172,8 @@ func TestFaultsOfAConfig(t *testing.T) {
 		{Store: w.store},
 		{Leadership: lbchecks.Always{}},
 		{Store: w.store, Leadership: lbchecks.Always{}, Engine: healthcheck.Config{Jitter: 1}},
+		{Store: w.store, Leadership: lbchecks.Always{}, ExecDir: "checks"},
+		{Store: w.store, Leadership: lbchecks.Always{}, ExecDir: "/etc/../bin"},
 	} {
 		if _, err := lbchecks.New(cfg); err == nil {
 			t.Errorf("%+v was taken", cfg)

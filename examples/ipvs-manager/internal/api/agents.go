@@ -73,26 +73,33 @@ func (a *API) agent(w http.ResponseWriter, r *http.Request) {
 func (a *API) gather(ctx context.Context, local bool) agentList {
 	list := agentList{At: time.Now(), Agents: a.cfg.Agents()}
 	if !local {
-		var wg sync.WaitGroup
-		var mu sync.Mutex // guards list
-		for _, m := range a.view().Members {
-			if m.Name == a.cfg.About.Name {
-				continue
-			}
-			wg.Go(func() {
-				var theirs agentList
-				err := a.ask(ctx, m.HTTPAddr, "/api/v1/agents?local=true", &theirs)
-				mu.Lock()
-				defer mu.Unlock()
-				if err != nil {
-					list.Unanswered = append(list.Unanswered, unanswered{m.Name, err.Error()})
-				}
-				list.Agents = append(list.Agents, theirs.Agents...)
-			})
-		}
-		wg.Wait()
+		list = a.everywhere(ctx)
 	}
 	list.Agents = newest(list.Agents)
+	return list
+}
+
+// everywhere is what all servers know of agents.
+func (a *API) everywhere(ctx context.Context) agentList {
+	list := agentList{At: time.Now(), Agents: a.cfg.Agents()}
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards list
+	for _, m := range a.view().Members {
+		if m.Name == a.cfg.About.Name {
+			continue
+		}
+		wg.Go(func() {
+			var theirs agentList
+			err := a.ask(ctx, m.HTTPAddr, "/api/v1/agents?local=true", &theirs)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				list.Unanswered = append(list.Unanswered, unanswered{m.Name, err.Error()})
+			}
+			list.Agents = append(list.Agents, theirs.Agents...)
+		})
+	}
+	wg.Wait()
 	slices.SortFunc(list.Unanswered, func(a, b unanswered) int { return cmp.Compare(a.Name, b.Name) })
 	return list
 }

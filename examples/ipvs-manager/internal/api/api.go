@@ -48,6 +48,8 @@ type Config struct {
 	Agents  func() []agent.AgentInfo // required: those connected to this server
 	About   About
 
+	Releases Releases // required
+
 	// Forming says whom this node waits for while it has no cluster, for people.
 	// Nil says nothing.
 	Forming func() string
@@ -70,8 +72,8 @@ type API struct {
 
 // New returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Access == nil || cfg.Agents == nil {
-		return nil, errors.New("api: Store, Cluster, Checks, Access and Agents are required")
+	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Access == nil || cfg.Agents == nil || cfg.Releases == nil {
+		return nil, errors.New("api: Store, Cluster, Checks, Access, Agents and Releases are required")
 	}
 	if cfg.Forming == nil {
 		cfg.Forming = func() string { return "" }
@@ -123,12 +125,15 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/watch":                                    {get: a.watch},
 		"/api/v1/agents":                                   {get: a.agents},
 		"/api/v1/agents/{name}":                            {get: a.agent},
+		"/api/v1/agents/{name}/release":                    {post: a.releaseAgent},
+		"/api/v1/releases":                                 {get: a.listReleases},
 		"/api/v1/cluster":                                  {get: a.cluster},
 		"/api/v1/cluster/members":                          {post: a.addMember},
 		"/api/v1/cluster/members/{name}":                   {patch: a.moveMember, del: a.removeMember},
 		"/api/v1/cluster/members/{name}/promote":           {post: a.promoteMember},
 		"/api/v1/cluster/leader":                           {put: a.setLeader},
 		"/api/v1/cluster/backup":                           {get: a.backup},
+		"/api/v1/cluster/release-predecessor":              {post: a.releasePredecessor},
 		"/api/v1/health":                                   {get: a.health},
 		"/api/v1/health/hold":                              {del: a.releaseHold},
 		"/api/v1/services/{name}/checks":                   {get: a.checks},

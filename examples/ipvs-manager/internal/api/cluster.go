@@ -38,11 +38,13 @@ type Cluster interface {
 type ClusterView struct {
 	At        time.Time `json:"at"` // the answering server's clock
 	ClusterID string    `json:"cluster_id"`
-	Leader    string    `json:"leader"` // name; empty: none is known
-	Term      uint64    `json:"term"`
-	Commit    uint64    `json:"commit"`
-	Applied   uint64    `json:"applied"`
-	Server    About     `json:"server"` // the answering one
+	// Predecessor is the cluster that this one was restored from; empty: none.
+	Predecessor string `json:"predecessor,omitempty"`
+	Leader      string `json:"leader"` // name; empty: none is known
+	Term        uint64 `json:"term"`
+	Commit      uint64 `json:"commit"`
+	Applied     uint64 `json:"applied"`
+	Server      About  `json:"server"` // the answering one
 	// Accepted are the versions up to which every member can apply commands, by
 	// state machine. What needs more is refused until the last member is upgraded.
 	Accepted raftstore.Versions `json:"accepted,omitempty"`

@@ -19,6 +19,7 @@ import (
 	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 
+	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/releases"
 	"github.com/ipvskit/ipvskit/lbstate"
 	accessdata "github.com/ipvskit/ipvskit/lbstate/access"
 	"github.com/ipvskit/ipvskit/raftstore"
@@ -38,6 +39,29 @@ type world struct {
 	access  *accessdata.Store
 	members *members
 	prober  prober
+	account account
+}
+
+// account is a Releases in memory.
+type account struct {
+	mu  sync.Mutex // guards the fields below
+	all []releases.Release
+	err error
+}
+
+func (a *account) Put(_ context.Context, r releases.Release) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err == nil {
+		a.all = append([]releases.Release{r}, a.all...)
+	}
+	return a.err
+}
+
+func (a *account) List(context.Context) ([]releases.Release, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.all), a.err
 }
 
 // link is the state's replicator, which a test can break.
@@ -187,7 +211,7 @@ func newTunedWorld(t *testing.T, tune func(*API, *http.Server), options ...func(
 	cfg := Config{
 		Store: lbstate.NewStore(state, w.link), Cluster: w.members, Checks: &w.prober, Access: w.access,
 		Agents: func() []agent.AgentInfo { return nil },
-		About:  About{Name: "node0"},
+		About:  About{Name: "node0"}, Releases: &w.account,
 	}
 	for _, option := range options {
 		option(&cfg)

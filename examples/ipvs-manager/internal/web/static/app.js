@@ -124,11 +124,32 @@ function showBanners() {
     } else if (agents?.agents.some((a) => a.connected && a.applied?.simulated)) {
       add("warn", "Some agents are simulated.", "They keep services in memory alone, and forward no packet.");
     }
+    for (const a of agents?.agents ?? []) {
+      if (!a.held) continue;
+      banners.push(el("p", { class: "banner warn" },
+        el("strong", {}, `${a.name} holds a new state back.`), el("span", {}, `${a.held} Its traffic goes on as before.`),
+        el("button", { type: "button", onclick: () => release(a) }, "Release…")));
+    }
     if (here.insecure) {
       add("bad", "Insecure: no encryption and no login.", "The server was started with --insecure. Whoever reaches its ports controls the load balancer.");
     }
   }
   fill($("banners"), banners);
+}
+
+// release lets an agent accept what it holds back, for a reason that is kept.
+async function release(agent) {
+  const reason = prompt(`${agent.name} holds a state back: ${agent.held}\n\nIf that state is right, why? The reason is kept with your name.`);
+  if (!reason?.trim()) return;
+  try {
+    const answer = await fetch(`api/v1/agents/${encodeURIComponent(agent.name)}/release`, {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ reason }), signal: AbortSignal.timeout(10000),
+    });
+    if (!answer.ok) alert((await answer.json()).detail);
+  } catch (err) {
+    alert(`Whether ${agent.name} was released is not known: ${err.message}`);
+  }
+  pollAfterChange();
 }
 
 function showSummary() {
