@@ -138,7 +138,12 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 	if err != nil {
 		return nil, fmt.Errorf("--raft_vol_dir %s: %w", cfg.volDir, err)
 	}
-	lb := lbstate.NewStore(state, s.store.Machine(lbstate.Bucket))
+	var options []lbstate.StoreOption
+	execDir := ""
+	if cfg.execChecks {
+		options, execDir = append(options, lbstate.AllowExecChecks()), cfg.execDir
+	}
+	lb := lbstate.NewStore(state, s.store.Machine(lbstate.Bucket), options...)
 	s.state = lb
 	s.accessStore = accessdata.NewStore(s.people, s.store.Machine(accessdata.Bucket))
 	fc := formation.Config{Store: s.store, List: cfg.cluster, Self: cfg.httpAddress(), Without: cfg.without, Logger: log}
@@ -149,7 +154,7 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 	if err != nil {
 		return nil, err
 	}
-	if s.checks, err = lbchecks.New(lbchecks.Config{Store: lb, Leadership: s.store, Engine: healthcheck.Config{Hold: cfg.hold}, Logger: log}); err != nil {
+	if s.checks, err = lbchecks.New(lbchecks.Config{Store: lb, Leadership: s.store, ExecDir: execDir, Engine: healthcheck.Config{Hold: cfg.hold}, Logger: log}); err != nil {
 		return nil, err
 	}
 	ac := agent.ServerConfig{

@@ -49,7 +49,7 @@ type follower struct {
 
 func (r *Runner) newFollower(term uint64) (*follower, error) {
 	f := &follower{
-		store: r.cfg.Store, log: r.log, term: term, probes: prober{execDir: r.cfg.ExecDir},
+		store: r.cfg.Store, log: r.log, term: term, probes: prober{execDir: r.cfg.ExecDir, make: r.probes},
 		services: map[string][]string{}, checks: map[string]map[user]verdict{},
 	}
 	r.mu.Lock()

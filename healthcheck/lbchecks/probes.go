@@ -22,14 +22,19 @@ const maxRoots = 64
 // prober makes probes of checks, as far as this host allows them. Not safe for
 // concurrent use.
 type prober struct {
-	execDir string                    // of programs; empty: none may be run
-	roots   map[string]*x509.CertPool // by their PEM: many checks have the same
+	execDir string                                               // of programs; empty: none may be run
+	make    func(lbstate.HealthCheck) (healthcheck.Probe, error) // in place of probeOf, for tests
+	roots   map[string]*x509.CertPool                            // by their PEM: many checks have the same
 }
 
 // checkOf is a check of the state as the engine has it. One that cannot be run
 // here is one whose results are inconclusive, and say why.
 func (p *prober) checkOf(id string, c lbstate.ResolvedCheck, known lbstate.HealthState) (healthcheck.Check, error) {
-	asks, err := p.probeOf(c.Check)
+	makeProbe := p.probeOf
+	if p.make != nil {
+		makeProbe = p.make
+	}
+	asks, err := makeProbe(c.Check)
 	if err != nil {
 		asks = &unrunnable{err}
 	}

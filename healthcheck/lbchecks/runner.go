@@ -48,7 +48,8 @@ type Config struct {
 type Runner struct {
 	cfg    Config // its Engine.Hold is guarded by mu
 	log    *zap.Logger
-	asking chan struct{} // places for ProbeNow
+	asking chan struct{}                                        // places for ProbeNow
+	probes func(lbstate.HealthCheck) (healthcheck.Probe, error) // for tests; nil: by type
 
 	mu      sync.Mutex // guards what follows
 	current *follower  // of the term that this node leads; nil: none

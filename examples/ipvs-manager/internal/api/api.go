@@ -136,6 +136,7 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/cluster/release-predecessor":              {post: a.releasePredecessor},
 		"/api/v1/health":                                   {get: a.health},
 		"/api/v1/health/hold":                              {del: a.releaseHold},
+		"/api/v1/health/events":                            {get: a.healthEvents},
 		"/api/v1/services/{name}/checks":                   {get: a.checks},
 		"/api/v1/services/{name}/backends/{backend}/probe": {post: a.probe},
 		"/healthz":                                         {get: a.healthz},
