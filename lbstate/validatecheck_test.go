@@ -136,7 +136,7 @@ func TestValidateChecks(t *testing.T) {
 		shared := SharedCheck{Name: "probe", Check: decodeTestCheck(t, c.text)}
 		shared.Check = *shared.Check.withDefaults()
 		err := shared.Validate()
-		if prefix, reason, any := strings.Cut(c.want, "*"); any { // a key of a map, whichever comes last
+		if prefix, reason, anyKey := strings.Cut(c.want, "*"); anyKey { // a key of a map, whichever comes last
 			if err == nil || !strings.Contains(err.Error(), prefix) || !strings.Contains(err.Error(), strings.TrimPrefix(reason, ": ")) {
 				t.Errorf("%s: %v", c.text, err)
 			}

@@ -22,6 +22,8 @@ const (
 	maxAddresses = 32
 )
 
+const methodHead = "HEAD" // net/http has it, and much that this package has no use for
+
 var (
 	tokenForm   = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110, section 5.6.2
 	programForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,62}$`)
@@ -56,7 +58,7 @@ func (c *HealthCheck) validateRequest(f *faults, path string) {
 	if c.Method != "" && (len(c.Method) > 32 || !tokenForm.MatchString(c.Method)) {
 		f.add(path+".method", c.Method, "such as GET, HEAD, OPTIONS", "is not a method")
 	}
-	if c.Method == "HEAD" && !c.expectsNothing() {
+	if c.Method == methodHead && !c.expectsNothing() {
 		f.add(path+".method", c.Method, "GET", "has no body in which something could be expected")
 	}
 	if c.HTTPVersion != "" {
