@@ -19,7 +19,7 @@ import (
 const (
 	firstRoom  = 256 << 10 // bytes
 	turnover   = 64 << 20  // bytes of pages that are replaced between two checkpoints
-	moreRoom   = 1 << 20   // bytes for what is small
+	moreRoom   = 2 << 20   // bytes for what is small
 	roomPiece  = 1 << 20   // bytes in one transaction, which updates wait for
 	roomGrowth = 32 << 20  // bytes by which the file may grow between two checkpoints
 )
