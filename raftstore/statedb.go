@@ -33,9 +33,16 @@ type stateDB struct {
 	checkpoints sync.Mutex // one at a time; guards the fields below
 	last        checkpoint
 	pin         *bbolt.Tx // shows the last checkpoint, and keeps its pages
+	roomed      int64     // size of the file when its free pages were last looked at
+	roomedAt    int64     // commands that were applied by then
 
 	durable atomic.Uint64 // last.Index
 	behind  atomic.Bool   // a snapshot is in place of which the log has not heard
+
+	grown atomic.Int64 // size of the file at which a checkpoint is due
+
+	epoch   atomic.Uint64   // of readers
+	readers [2]atomic.Int64 // by the epoch in which they began, and the one before
 
 	retired sync.WaitGroup // files that a snapshot replaced, while they have readers
 }
@@ -94,7 +101,9 @@ func openStateDB(files disk.FS, dir string, fresh bool) (*stateDB, error) {
 		return nil, err
 	}
 	if missing {
-		_, err = s.checkpointLocked(false)
+		if err = s.makeRoom(firstRoom); err == nil {
+			_, err = s.checkpointLocked(false)
+		}
 	} else {
 		err = s.verify()
 	}
@@ -113,6 +122,7 @@ func (s *stateDB) verify() error {
 	s.pin = pin
 	s.durable.Store(s.last.Index)
 	s.behind.Store(s.last.Installed)
+	s.roomed = s.last.Size
 	index, term := ownIn(pin).applied()
 	if index != s.last.Index || term != s.last.Term {
 		return fmt.Errorf("%s is damaged: it has applied entry %d of term %d, the last checkpoint says %d of %d", filepath.Join(s.dir, s.name), index, term, s.last.Index, s.last.Term)
@@ -213,6 +223,9 @@ func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 	if err != nil {
 		return err
 	}
+	epoch := &s.readers[s.epoch.Load()%2]
+	epoch.Add(1)
+	defer epoch.Add(-1)
 	defer damaged(path, debug.SetPanicOnFault(true), &err)
 	defer tx.Rollback() //nolint:errcheck // of a read transaction that is open it has no error
 	return fn(tx)
@@ -272,6 +285,7 @@ func (s *stateDB) install(path string) error {
 	s.mu.Lock()
 	s.db, s.name = db, name
 	s.mu.Unlock()
+	s.roomed = size
 	_, err = s.checkpointLocked(true)
 	if pin != nil {
 		err = errors.Join(err, pin.Rollback())

@@ -27,6 +27,8 @@ type writeTx struct {
 
 	open    atomic.Bool   // there is a transaction
 	commits atomic.Uint64 // how many there were
+	size    atomic.Int64  // of the file, about
+	applied atomic.Int64  // commands ever, as they were counted for update
 
 	now   func() time.Time
 	later func(time.Duration, func())
@@ -39,6 +41,8 @@ const (
 	// holdCommands bounds the memory of the transaction, and how long a reader
 	// may have to wait for it.
 	holdCommands = 2048
+	// usualCommand is the bytes by which commands are counted where they are larger.
+	usualCommand = 256
 )
 
 func newStateDB(files disk.FS, dir string) *stateDB {
@@ -62,6 +66,7 @@ func (s *stateDB) update(commands int, fn func(*bbolt.Tx) error) error {
 		return err
 	}
 	w.commands += commands
+	w.applied.Add(int64(commands))
 	if w.commands >= holdCommands || w.now().Sub(w.opened) >= holdFor {
 		return s.commit()
 	}
@@ -112,6 +117,7 @@ func (s *stateDB) commit() (err error) {
 	}()
 	defer damaged(filepath.Join(s.dir, s.name), debug.SetPanicOnFault(true), &err)
 	tx := w.tx
+	w.size.Store(tx.Size())
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("%s: %w", s.name, err)
 	}
