@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,10 +44,11 @@ type stream struct {
 	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
 	cancel context.CancelCauseFunc // ends the stream
 
-	hello Hello                // set before begun
-	held  string               // the same: why it holds a state back
-	auth  credentials.AuthInfo // the same; nil without an Authenticator
-	begun bool                 // guarded by the server's mu
+	hello  Hello                // set before begun
+	counts bool                 // the same: it has statistics
+	held   string               // the same: why it holds a state back
+	auth   credentials.AuthInfo // the same; nil without an Authenticator
+	begun  bool                 // guarded by the server's mu
 
 	heard atomic.Int64 // Unix nanoseconds of the last message
 	beat  time.Time    // when pulse looked last; of pulse alone
@@ -62,6 +64,8 @@ type stream struct {
 	queue    []outgoing
 	sender   chan struct{} // closed when the sender, which sends the queue, ends; nil: there is none
 	answers  int           // in queue
+	question *question     // that waits for its answer
+	asked    time.Time     // when the last was
 	progress time.Time     // when the sender last got rid of a message
 }
 
@@ -157,6 +161,7 @@ func (st *stream) close(problem error) {
 	}
 	st.mu.Lock()
 	st.over, st.queue = true, nil
+	st.settle(st.question, ErrNotConnected)
 	v := st.view
 	st.view = nil
 	st.mu.Unlock()
@@ -209,7 +214,7 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 		labels = map[string]string{} // nil would select everything
 	}
 	hello.Labels = labels
-	st.hello, st.held = hello, clip(h.GetHeld())
+	st.hello, st.held, st.counts = hello, clip(h.GetHeld()), slices.Contains(h.GetFeatures(), featureStatistics)
 	if code, reason := s.begin(ctx, st); code != agentpb.Bye_UNSPECIFIED {
 		return &farewell{code, reason}
 	}
@@ -291,6 +296,8 @@ func (st *stream) take(m *agentpb.AgentMessage) error {
 		return nil
 	case *agentpb.AgentMessage_Renew:
 		return st.renew(m.Renew)
+	case *agentpb.AgentMessage_Statistics:
+		return st.counted(m.Statistics)
 	case *agentpb.AgentMessage_Ack:
 		st.server.known.acked(st.hello.Name, m.Ack)
 		switch m.Ack.GetKind() {
