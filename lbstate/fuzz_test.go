@@ -216,7 +216,7 @@ func FuzzValue(f *testing.F) {
 			w := &Watcher{}
 			_, _ = r.services()
 			_, _ = w.full(r, nil, false)
-			_, _, _ = r.servicesChangedSince(1)
+			_, _, _ = r.namesChangedSince(1)
 			_, _ = r.settings()
 			_, _ = r.touched(1, r.revision)
 			_ = r.newest(0, func(uint64, *lbstatepb.Change) bool { return true })

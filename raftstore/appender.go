@@ -123,6 +123,9 @@ func (a *appender) take(t appendTask) error {
 	if err == nil {
 		err = a.log.install(meta, a.hard)
 	}
+	if err == nil {
+		a.s.state.behind.Store(false)
+	}
 	t.snapshot.done <- err
 	if err != nil {
 		return fmt.Errorf("install a snapshot: %w", err)

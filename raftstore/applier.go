@@ -3,7 +3,6 @@ package raftstore
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"sync"
 	"time"
 
@@ -32,12 +31,14 @@ type applier struct {
 	since    work     // done since the last checkpoint was asked for
 	envelope envelope // scratch
 	cmds     [][]byte // scratch
+	own      bool     // a command of the Store itself was applied in this entry
 }
 
 // progress is how far the state is.
 type progress struct {
 	index, term uint64
 	members     map[uint64]Member // never changed, only replaced
+	accepted    Versions          // never changed, only replaced
 	removed     bool              // this node is no member any more
 }
 
@@ -104,31 +105,31 @@ func (a *applier) work() error {
 			n++
 		}
 		tasks = tasks[n:]
-		nonces, err := a.apply(entries)
+		changes, err := a.apply(entries)
 		if err != nil {
 			return err
 		}
-		a.report(n, back, nonces)
+		a.report(n, back, changes)
 	}
 	return nil
 }
 
 // report tells the loop how far the state is.
-func (a *applier) report(tasks int, back []*raftpb.Message, nonces []uint64) {
+func (a *applier) report(tasks int, back []*raftpb.Message, changes []changeDone) {
 	p := a.progress
 	a.s.inbox.put(func() {
 		a.s.inbox.applies += tasks
 		a.s.inbox.responses = append(a.s.inbox.responses, back...)
-		a.s.inbox.nonces = append(a.s.inbox.nonces, nonces...)
+		a.s.inbox.changes = append(a.s.inbox.changes, changes...)
 		a.s.inbox.applied = &p
 	})
 }
 
 // apply applies entries; a membership change gets a transaction of its own, for
-// raft must have taken it before anything that follows. It returns the nonces
-// of the changes.
-func (a *applier) apply(entries []*raftpb.Entry) ([]uint64, error) {
-	var nonces []uint64
+// raft must have taken it before anything that follows. It returns what became of
+// the changes.
+func (a *applier) apply(entries []*raftpb.Entry) ([]changeDone, error) {
+	var changes []changeDone
 	for len(entries) > 0 {
 		n := 0
 		for n < len(entries) && entries[n].GetType() == raftpb.EntryNormal {
@@ -137,9 +138,9 @@ func (a *applier) apply(entries []*raftpb.Entry) ([]uint64, error) {
 		var err error
 		if n == 0 {
 			n = 1
-			var nonce uint64
-			if nonce, err = a.applyChange(entries[0]); nonce != 0 {
-				nonces = append(nonces, nonce)
+			var done changeDone
+			if done, err = a.applyChange(entries[0]); done.nonce != 0 {
+				changes = append(changes, done)
 			}
 		} else {
 			err = a.applyNormal(entries[:n])
@@ -149,7 +150,7 @@ func (a *applier) apply(entries []*raftpb.Entry) ([]uint64, error) {
 		}
 		entries = entries[n:]
 	}
-	return nonces, nil
+	return changes, nil
 }
 
 // answer is what the callers of one batch get.
@@ -165,6 +166,7 @@ func (a *applier) applyNormal(entries []*raftpb.Entry) error {
 	commands := 0
 	var answers []answer
 	var overtaken []*batch
+	now := a.progress
 	// How many commands there are shows only when they are decoded; their bytes say
 	// as much for what update is to bound.
 	size := max(len(entries), int(entryBytes(entries)/256))
@@ -182,6 +184,12 @@ func (a *applier) applyNormal(entries []*raftpb.Entry) error {
 				return fmt.Errorf("entry %d: %w", e.GetIndex(), err)
 			}
 			commands += len(a.envelope.commands)
+			if a.own {
+				a.own = false
+				if now, err = a.agreed(o, now); err != nil {
+					return fmt.Errorf("entry %d: %w", e.GetIndex(), err)
+				}
+			}
 			if a.envelope.proposer != a.self || a.envelope.boot != a.boot {
 				continue
 			}
@@ -202,6 +210,7 @@ func (a *applier) applyNormal(entries []*raftpb.Entry) error {
 		a.s.finishAll(overtaken, unknown(ErrStopped))
 		return err
 	}
+	a.members, a.accepted = now.members, now.accepted
 	a.advance(last, uint64(len(entries)), uint64(entryBytes(entries)))
 	a.s.finishAll(overtaken, notApplied(errOutOfOrder))
 	for _, an := range answers {
@@ -270,11 +279,18 @@ func (a *applier) applyEntry(tx *bbolt.Tx, o own, e *raftpb.Entry) ([]any, error
 			a.cmds = append(a.cmds, rest[0].command)
 			rest = rest[1:]
 		}
+		var results []any
+		var err error
 		machine, known := a.s.cfg.StateMachines[name]
-		if !known {
+		switch {
+		case known:
+			results, err = machine.Apply(tx, e.GetTerm(), e.GetIndex(), a.cmds)
+		case name == ownBucketName:
+			a.own = true
+			results, err = o.applyOwn(a.cmds)
+		default:
 			return nil, fmt.Errorf("a command for state machine %q, which this node does not have: is it older than the others?", name)
 		}
-		results, err := machine.Apply(tx, e.GetTerm(), e.GetIndex(), a.cmds)
 		if err != nil {
 			return nil, fmt.Errorf("state machine %s: %w", name, err)
 		}
@@ -289,6 +305,29 @@ func (a *applier) applyEntry(tx *bbolt.Tx, o own, e *raftpb.Entry) ([]any, error
 	return all, nil
 }
 
+// agreed is progress with the members as they are now, and with what they accept
+// of that. Where this program does not know all of it it must go no further: the
+// commands that follow may be of these versions.
+func (a *applier) agreed(o own, p progress) (progress, error) {
+	var err error
+	if p.members, err = o.members(); err != nil {
+		return p, err
+	}
+	if p.accepted, err = o.agree(p.members); err != nil {
+		return p, err
+	}
+	return p, a.knows(p)
+}
+
+// knows says whether this program knows what a state accepts. Of one that it has
+// been removed from it need not.
+func (a *applier) knows(p progress) error {
+	if _, member := p.members[a.self]; !member {
+		return nil
+	}
+	return p.accepted.Admits(a.s.cfg.programVersions())
+}
+
 // memberChange travels as the context of a configuration change.
 type memberChange struct {
 	Nonce  uint64  `json:"nonce"`
@@ -296,26 +335,44 @@ type memberChange struct {
 	Remove uint64  `json:"remove,omitempty"`
 }
 
-func (a *applier) applyChange(e *raftpb.Entry) (nonce uint64, err error) {
+// changeDone is a membership change that has had its turn.
+type changeDone struct {
+	nonce   uint64
+	refused error // it had no effect
+}
+
+func (a *applier) applyChange(e *raftpb.Entry) (done changeDone, err error) {
 	if e.GetType() == raftpb.EntryConfChange {
-		return 0, fmt.Errorf("entry %d: a configuration change of the old kind", e.GetIndex())
+		return done, fmt.Errorf("entry %d: a configuration change of the old kind", e.GetIndex())
 	}
 	cc := &raftpb.ConfChangeV2{}
 	if err := proto.Unmarshal(e.GetData(), cc); err != nil {
-		return 0, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
+		return done, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
 	}
 	var change memberChange
 	if len(cc.GetContext()) > 0 {
 		if err := json.Unmarshal(cc.GetContext(), &change); err != nil {
-			return 0, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
+			return done, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
 		}
+	}
+	done.nonce = change.Nonce
+	if m := change.Put; m != nil {
+		if _, known := a.members[m.ID]; !known {
+			done.refused = a.accepted.Admits(m.Versions)
+		}
+	}
+	if done.refused != nil {
+		// The members have agreed on more since it was proposed. To raft it is a change
+		// of no one, as to all others, who see the same.
+		change = memberChange{}
+		cc.Changes = []*raftpb.ConfChangeSingle{single(raftpb.ConfChangeType_ConfChangeUpdateNode, 0)}
 	}
 	conf, err := a.confChange(cc)
 	if err != nil {
-		return 0, err
+		return done, err
 	}
-	members := maps.Clone(a.members)
-	old, had := members[change.Remove]
+	old, had := a.members[change.Remove]
+	var now progress
 	if err := a.s.state.update(1, func(tx *bbolt.Tx) error {
 		o, err := makeOwn(tx)
 		if err != nil {
@@ -325,22 +382,23 @@ func (a *applier) applyChange(e *raftpb.Entry) (nonce uint64, err error) {
 			return err
 		}
 		if had {
-			delete(members, old.ID)
 			if err := o.removeMember(old); err != nil {
 				return err
 			}
 		}
 		if change.Put != nil {
-			members[change.Put.ID] = *change.Put
 			if err := o.putMember(*change.Put); err != nil {
 				return err
 			}
 		}
+		if now, err = a.agreed(o, a.progress); err != nil {
+			return err
+		}
 		return o.setApplied(e.GetIndex(), e.GetTerm())
 	}); err != nil {
-		return 0, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
+		return done, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
 	}
-	a.members = members
+	a.members, a.accepted = now.members, now.accepted
 	a.removed = a.removed || change.Remove == a.self
 	if t := a.s.cfg.Transport; t != nil {
 		if had {
@@ -351,7 +409,7 @@ func (a *applier) applyChange(e *raftpb.Entry) (nonce uint64, err error) {
 		}
 	}
 	a.advance(e, 1, uint64(len(e.GetData())))
-	return change.Nonce, nil
+	return done, nil
 }
 
 // install puts a snapshot in the place of the state.
@@ -365,6 +423,12 @@ func (a *applier) install(in *incomingSnapshot) error {
 		o := ownIn(tx)
 		a.index, a.term = o.applied()
 		if a.members, err = o.members(); err != nil {
+			return err
+		}
+		if a.accepted, err = o.accepted(); err != nil {
+			return err
+		}
+		if err := a.knows(a.progress); err != nil {
 			return err
 		}
 		if err := s.forgetRemoved(o); err != nil {

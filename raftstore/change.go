@@ -78,11 +78,14 @@ func (l *loop) proposeChange(change *memberChange, changes ...*raftpb.ConfChange
 
 // changed ends the change on its way when it is applied, or when entries of
 // another leader are: then it may be lost.
-func (l *loop) changed(nonces []uint64) {
+func (l *loop) changed(changes []changeDone) {
 	if l.changing.nonce == 0 {
 		return
 	}
-	if slices.Contains(nonces, l.changing.nonce) {
+	i := slices.IndexFunc(changes, func(c changeDone) bool { return c.nonce == l.changing.nonce })
+	if i >= 0 && changes[i].refused != nil {
+		l.changing.end(notApplied(changes[i].refused))
+	} else if i >= 0 {
 		l.changing.end(nil)
 	} else if l.applied.term > l.changing.term {
 		l.changing.end(unknown(errLeaderChanged))

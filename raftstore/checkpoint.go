@@ -115,7 +115,10 @@ func (s *stateDB) checkpointLocked(installed bool) (wal.Mark, error) {
 	if err != nil {
 		return wal.Mark{}, err
 	}
-	c := checkpoint{Format: checkpointFormat, File: name, Size: pin.Size(), Installed: installed}
+	if installed {
+		s.behind.Store(true)
+	}
+	c := checkpoint{Format: checkpointFormat, File: name, Size: pin.Size(), Installed: s.behind.Load()}
 	c.Index, c.Term = ownIn(pin).applied()
 	c.Head, err = headOf(pin)
 	if err == nil {

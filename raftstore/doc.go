@@ -46,6 +46,18 @@
 // in memory by Config.SnapshotBytes, about; a member that lags further gets a
 // snapshot, streamed from a copy. A read waits without memory of its own.
 //
+// # Versions of commands
+//
+// A program that is upgraded member by member must not propose what the older ones
+// cannot apply. Each member's record tells what its program knows (Versioned); a
+// node whose program is another says so through the log when it starts. What all
+// members know is what the state accepts: it is worked out where a record changes,
+// so at the same place of the log everywhere, and never goes down. Machine.Accepts
+// answers from that, and names who is behind. Whoever knows less than the state
+// accepts is refused: by the leader when it asks to join, where its record is
+// applied if the others have agreed on more since, by Open with an older program,
+// and by a running node before the first command that it could not apply.
+//
 // # Recovery
 //
 // Every start is the same (docs/adr/0001): the state of the last checkpoint, then

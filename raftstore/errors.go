@@ -17,6 +17,7 @@ var (
 	ErrNameInUse  = errors.New("the name is in use")
 	ErrNoMember   = errors.New("there is no such member")
 	ErrBusy       = errors.New("another membership change is on its way; try again")
+	ErrOlder      = errors.New("this program is older than the cluster's commands")
 	ErrQuorum     = errors.New("the cluster would lose its quorum")
 
 	errLeaderChanged = errors.New("the leader changed before the command was applied")

@@ -17,8 +17,7 @@ func (s *Store) foundState(node nodeFile) error {
 		}
 		if unnamed {
 			made = true
-			f := s.founder(node.Member)
-			return ownIn(tx).putMember(Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr})
+			return ownIn(tx).enter(s.founder(node.Member))
 		}
 		if index, _ := ownIn(tx).applied(); index > 0 || node.Founding == nil {
 			return nil
@@ -41,10 +40,9 @@ func (o own) found(founding *Founding) error {
 	conf := &raftpb.ConfState{}
 	for _, f := range founding.Founders {
 		conf.Voters = append(conf.Voters, f.Member)
-		m := Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr}
-		if err := o.putMember(m); err != nil {
-			return err
-		}
+	}
+	if err := o.enter(founding.Founders...); err != nil {
+		return err
 	}
 	if err := o.setConf(conf); err != nil {
 		return err
@@ -53,4 +51,18 @@ func (o own) found(founding *Founding) error {
 		return err
 	}
 	return o.setApplied(foundingIndex, 1)
+}
+
+// enter makes the first members of founders.
+func (o own) enter(founders ...Founder) error {
+	members := map[uint64]Member{}
+	for _, f := range founders {
+		m := Member{ID: f.Member, Incarnation: f.Incarnation, Name: f.Name, RaftAddr: f.RaftAddr, HTTPAddr: f.HTTPAddr, Versions: f.Versions}
+		if err := o.putMember(m); err != nil {
+			return err
+		}
+		members[m.ID] = m
+	}
+	_, err := o.agree(members)
+	return err
 }

@@ -9,6 +9,8 @@ type Identity struct {
 	Name        string `json:"name"`
 	RaftAddr    string `json:"raft_addr"` // announced address of the raft port
 	HTTPAddr    string `json:"http_addr"` // announced address of the HTTP port
+	// Versions are those of the commands that this program can apply.
+	Versions Versions `json:"versions,omitempty"`
 }
 
 // Founder is one of the members that form a cluster.
@@ -18,6 +20,15 @@ type Founder struct {
 	Name        string `json:"name"`
 	RaftAddr    string `json:"raft_addr"`
 	HTTPAddr    string `json:"http_addr"`
+
+	// Versions are those of the commands that its program can apply; nil: not told.
+	Versions Versions `json:"versions,omitempty"`
+}
+
+// equal says whether both records say the same.
+func (f Founder) equal(o Founder) bool {
+	return f.Member == o.Member && f.Incarnation == o.Incarnation && f.Name == o.Name &&
+		f.RaftAddr == o.RaftAddr && f.HTTPAddr == o.HTTPAddr && f.Versions.equal(o.Versions)
 }
 
 // Founding is the founding record: made once by one coordinator, accepted by
@@ -36,6 +47,15 @@ type Member struct {
 	RaftAddr    string `json:"raft_addr"`
 	HTTPAddr    string `json:"http_addr"`
 	Learner     bool   `json:"learner"`
+
+	// Versions are those of the commands that its program can apply, as it said when
+	// it joined or last started; nil: it has not, which counts as 1.
+	Versions Versions `json:"versions,omitempty"`
+}
+
+func (m Member) equal(o Member) bool {
+	return m.ID == o.ID && m.Incarnation == o.Incarnation && m.Name == o.Name &&
+		m.RaftAddr == o.RaftAddr && m.HTTPAddr == o.HTTPAddr && m.Learner == o.Learner && m.Versions.equal(o.Versions)
 }
 
 // Membership is the leader's answer to a node that joins. The node makes it

@@ -26,9 +26,9 @@ type arrivals struct {
 	reads     *readers
 	calls     []func(*loop)
 	applied   *progress // the last one counts
-	nonces    []uint64  // of membership changes that are applied
-	appends   int       // tasks that the append stage has done
-	applies   int       // tasks that the apply stage has done
+	changes   []changeDone
+	appends   int // tasks that the append stage has done
+	applies   int // tasks that the apply stage has done
 	fatal     error
 }
 

@@ -42,6 +42,8 @@ func (k *keeper) work() error {
 		return err
 	}
 	k.s.cfg.Metrics.Checkpointed(time.Since(began))
+	k.log.cutting.Lock()
+	defer k.log.cutting.Unlock()
 	to, err := k.cutTo(mark)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"fmt"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"go.etcd.io/raft/v3"
@@ -21,6 +22,7 @@ type logStore struct {
 	wal      *wal.Log
 	contents *wal.Contents // of the log as it was opened, until load
 	bytes    atomic.Int64  // of entries in memory
+	cutting  sync.Mutex    // held while the log is cut, or begun anew
 	saved    wal.HardState // as it is on disk, but for the commit index; belongs to the append stage
 
 	// current gives raft the metadata of what a lagging follower will be sent.
@@ -121,6 +123,8 @@ func (l *logStore) save(entries []*raftpb.Entry, hard wal.HardState) error {
 
 // install begins the log anew after a snapshot whose state is in place.
 func (l *logStore) install(meta *raftpb.SnapshotMetadata, hard wal.HardState) error {
+	l.cutting.Lock()
+	defer l.cutting.Unlock()
 	m := wal.Mark{Index: meta.GetIndex(), Term: meta.GetTerm()}
 	if err := l.wal.Reset(m, hard); err != nil {
 		return err
@@ -130,13 +134,19 @@ func (l *logStore) install(meta *raftpb.SnapshotMetadata, hard wal.HardState) er
 	return l.ApplySnapshot(&raftpb.Snapshot{Metadata: meta})
 }
 
-// cut drops the entries up to to. What is dropped must be durable in the state.
+// cut drops the entries up to to. What is dropped must be durable in the state;
+// cutting is held. A log that does not reach to is one that has not heard yet of a
+// snapshot which is in place.
 func (l *logStore) cut(to uint64) error {
 	first, err := l.FirstIndex()
 	if err != nil {
 		return err
 	}
-	if to < first {
+	last, err := l.LastIndex()
+	if err != nil {
+		return err
+	}
+	if to < first || to > last {
 		return nil
 	}
 	dropped, err := l.Entries(first, to+1, 1<<62)

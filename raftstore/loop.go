@@ -44,6 +44,7 @@ type loop struct {
 	leadsIn    uint64    // the last term in which this node leads or has led
 	leadsSince time.Time // since when, in that term
 	promoted   uint64    // tick at which a promotion was last proposed
+	recorded   uint64    // tick at which a record of this program was last proposed
 	stalled    uint64    // tick at which a stalled disk was first seen; 0: it is not
 	muted      bool      // the disk has stalled for too long: others get no sign of life
 
@@ -77,6 +78,9 @@ func (s *Store) newLoop() (*loop, error) {
 		if l.applied.members, err = o.members(); err != nil {
 			return err
 		}
+		if l.applied.accepted, err = o.accepted(); err != nil {
+			return err
+		}
 		if c, err := o.cluster(); err != nil || c.ID != 0 && c.ID != node.Cluster {
 			return errors.Join(err, fmt.Errorf("the state is that of cluster %016x, this node belongs to %016x: if it was being recovered, do that again", c.ID, node.Cluster))
 		}
@@ -95,6 +99,7 @@ func (s *Store) newLoop() (*loop, error) {
 	if err := l.log.load(s.state.lastCheckpoint(), conf); err != nil {
 		return nil, err
 	}
+	s.state.behind.Store(false)
 	hard, _, err := l.log.InitialState()
 	if err != nil {
 		return nil, err
@@ -217,7 +222,7 @@ func (l *loop) turn() error {
 	if in.applied != nil {
 		l.applied = *in.applied
 	}
-	l.changed(in.nonces)
+	l.changed(in.changes)
 	for _, r := range in.messages {
 		l.lastHeard[r.from] = r.at
 		for _, m := range r.msgs {
@@ -370,6 +375,7 @@ func (l *loop) tick() {
 	l.watchDisk()
 	l.expire(l.now())
 	l.promote()
+	l.record()
 	l.s.cfg.Metrics.Queued(len(l.queued), int(l.s.pendingCommands.Load()))
 }
 
@@ -397,7 +403,7 @@ func (l *loop) publish() {
 	st := l.rn.BasicStatus()
 	n := seen{
 		term: st.GetTerm(), leader: st.Lead, commit: st.GetCommit(), applied: l.applied.index,
-		leading: st.RaftState == raft.StateLeader, members: l.applied.members,
+		leading: st.RaftState == raft.StateLeader, members: l.applied.members, accepted: l.applied.accepted,
 	}
 	if n.leading && l.leadsIn != n.term {
 		l.leadsIn, l.leadsSince = n.term, l.now()

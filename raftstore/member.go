@@ -15,7 +15,7 @@ import (
 func (s *Store) founder(member uint64) Founder {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Founder{Member: member, Incarnation: s.node.Incarnation, Name: s.cfg.Name, RaftAddr: s.cfg.RaftAddr, HTTPAddr: s.cfg.HTTPAddr}
+	return Founder{Member: member, Incarnation: s.node.Incarnation, Name: s.cfg.Name, RaftAddr: s.cfg.RaftAddr, HTTPAddr: s.cfg.HTTPAddr, Versions: s.cfg.programVersions()}
 }
 
 // Found makes a founding record durable. A node accepts one, once ever: the
@@ -68,7 +68,7 @@ func (s *Store) become(n nodeFile) error {
 }
 
 func equalFounding(a, b Founding) bool {
-	return a.Cluster == b.Cluster && a.Predecessor == b.Predecessor && slices.Equal(a.Founders, b.Founders)
+	return a.Cluster == b.Cluster && a.Predecessor == b.Predecessor && slices.EqualFunc(a.Founders, b.Founders, Founder.equal)
 }
 
 // Founding returns the record that this node accepted, if it is a founder.
@@ -85,7 +85,8 @@ func (s *Store) Founding() (Founding, bool) {
 // it has caught up. Only the leader can (ErrNotLeader). The ID is given by it;
 // asked again for the same incarnation it answers the same. A name that is in
 // use is taken over only when its member has been silent for ten election
-// timeouts, had the same address, and is not needed for the quorum.
+// timeouts, had the same address, and is not needed for the quorum. A node whose
+// program cannot apply what the cluster accepts is refused (ErrOlder).
 func (s *Store) AddMember(ctx context.Context, m Member) (Membership, error) {
 	if m.Name == "" || m.RaftAddr == "" || m.Incarnation == 0 {
 		return Membership{}, fmt.Errorf("a member needs a name, a raft address and an incarnation: %+v", m)
@@ -106,6 +107,9 @@ func (l *loop) planAdd(m Member) (Membership, *memberChange, []*raftpb.ConfChang
 		if known.Incarnation == m.Incarnation {
 			return l.membership(known.ID), nil, nil, nil
 		}
+	}
+	if err := l.applied.accepted.Admits(m.Versions); err != nil {
+		return fail(err)
 	}
 	gone := false
 	if err := l.s.state.view(func(tx *bbolt.Tx) error {

@@ -80,6 +80,7 @@ type Report struct {
 	Clean       bool     `json:"clean"`          // the node was closed, not killed
 	Torn        string   `json:"torn,omitempty"` // where a torn tail will be cut off
 	Members     []Member `json:"members"`
+	Accepted    Versions `json:"accepted,omitempty"` // what a program must be able to apply to start here
 }
 
 // Check reads everything in the directory of a node that does not run: each
@@ -122,6 +123,9 @@ func Check(dir string) (r Report, err error) {
 			return err
 		}
 		r.Members = sortedByID(members)
+		if r.Accepted, err = own.accepted(); err != nil {
+			return err
+		}
 		return own.checkSeen()
 	})
 	if err != nil {

@@ -17,13 +17,14 @@ const ownBucketName = "raftstore"
 // a CRC-32C goes before them.
 var (
 	ownBucket     = []byte(ownBucketName)
-	formatKey     = []byte("format")  // one number, as text
-	appliedKey    = []byte("applied") // index and term, 8 bytes each
-	confKey       = []byte("conf")    // raftpb.ConfState
-	clusterKey    = []byte("cluster") // clusterInfo
-	membersBucket = []byte("members") // member ID → Member
-	seenBucket    = []byte("seen")    // member ID → boot and last sequence number, 8 bytes each
-	goneBucket    = []byte("gone")    // incarnation of a removed member → its ID
+	formatKey     = []byte("format")   // one number, as text
+	appliedKey    = []byte("applied")  // index and term, 8 bytes each
+	acceptedKey   = []byte("accepted") // Versions
+	confKey       = []byte("conf")     // raftpb.ConfState
+	clusterKey    = []byte("cluster")  // clusterInfo
+	membersBucket = []byte("members")  // member ID → Member
+	seenBucket    = []byte("seen")     // member ID → boot and last sequence number, 8 bytes each
+	goneBucket    = []byte("gone")     // incarnation of a removed member → its ID
 )
 
 const stateFormat = "1"
@@ -154,18 +155,32 @@ func (o own) members() (map[uint64]Member, error) {
 		return members, nil
 	}
 	err := o.b.Bucket(membersBucket).ForEach(func(k, v []byte) error {
-		var m Member
-		body, err := unseal(v)
-		if err == nil {
-			err = json.Unmarshal(body, &m)
-		}
-		if err != nil {
-			return fmt.Errorf("member %x in the state is damaged: %w", k, err)
-		}
+		m, err := readMember(k, v)
 		members[m.ID] = m
-		return nil
+		return err
 	})
 	return members, err
+}
+
+func (o own) member(id uint64) (m Member, ok bool, err error) {
+	key := indexKey(id)
+	data := o.b.Bucket(membersBucket).Get(key)
+	if data == nil {
+		return m, false, nil
+	}
+	m, err = readMember(key, data)
+	return m, err == nil, err
+}
+
+func readMember(key, data []byte) (m Member, err error) {
+	body, err := unseal(data)
+	if err == nil {
+		err = json.Unmarshal(body, &m)
+	}
+	if err != nil {
+		err = fmt.Errorf("member %x in the state is damaged: %w", key, err)
+	}
+	return m, err
 }
 
 func (o own) putMember(m Member) error {
@@ -203,12 +218,16 @@ func (o own) removed() ([]uint64, error) {
 	return ids, err
 }
 
-// checkSeen checks the sequence numbers of all proposers.
+// checkSeen checks the sequence numbers of all proposers, and what else no start
+// reads whole.
 func (o own) checkSeen() error {
 	if o.b == nil {
 		return nil
 	}
 	if _, err := o.removed(); err != nil {
+		return err
+	}
+	if _, err := o.accepted(); err != nil {
 		return err
 	}
 	return o.b.Bucket(seenBucket).ForEach(func(k, v []byte) error {

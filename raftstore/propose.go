@@ -127,6 +127,9 @@ func (m *Machine) Propose(ctx context.Context, cmd []byte) (any, uint64, error) 
 	if _, known := s.cfg.StateMachines[m.name]; !known {
 		return nil, 0, notApplied(fmt.Errorf("there is no state machine %q", m.name))
 	}
+	if s.acceptedVersions().of(m.name) == 0 {
+		return nil, 0, m.Accepts(1)
+	}
 	if len(cmd) > s.cfg.MaxCommandBytes {
 		return nil, 0, notApplied(fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrTooLarge, len(cmd), s.cfg.MaxCommandBytes))
 	}

@@ -81,18 +81,31 @@ func (c simContext) Err() error {
 	return nil
 }
 
-// simMachine keeps values by key; a command puts one and answers the former.
-type simMachine struct{}
+// simMachine keeps values by key; a command puts one and answers the former. One
+// that begins with a byte below 10 is of that version.
+type simMachine struct{ version uint64 }
+
+func (m simMachine) CommandVersion() uint64 { return max(1, m.version) }
+
+// newestVersion is that of the newest program of the simulation. Each start of a
+// node may bring it a newer one.
+const newestVersion = 4
 
 var simBucket = []byte("sim")
 
-func (simMachine) Apply(tx *bbolt.Tx, _, _ uint64, cmds [][]byte) ([]any, error) {
+func (m simMachine) Apply(tx *bbolt.Tx, _, _ uint64, cmds [][]byte) ([]any, error) {
 	b, err := tx.CreateBucketIfNotExists(simBucket)
 	if err != nil {
 		return nil, err
 	}
 	results := make([]any, len(cmds))
 	for i, c := range cmds {
+		if c[0] < 10 {
+			if uint64(c[0]) > m.CommandVersion() {
+				return nil, fmt.Errorf("a command of version %d for a program of version %d", c[0], m.CommandVersion())
+			}
+			c = c[1:]
+		}
 		key, value, _ := bytes.Cut(c, []byte("="))
 		was := b.Get(key)
 		results[i] = string(was)
@@ -152,7 +165,10 @@ func newSim(dir string, seed uint64, broken breakage) (*sim, error) {
 func (s *sim) note(format string, args ...any) { fmt.Fprintf(s.trace, format+"\n", args...) }
 
 func (s *sim) addNode(name string) (*simNode, error) {
-	n := &simNode{sim: s, name: name, dir: filepath.Join(s.dir, name)}
+	n := &simNode{sim: s, name: name, dir: filepath.Join(s.dir, name), version: 1 + uint64(s.rng.IntN(2))}
+	if len(s.nodes) >= 3 { // an older one would not be taken in
+		n.version += 2
+	}
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -201,7 +217,7 @@ func (s *sim) client() {
 		if !n.s.admit(0) {
 			return
 		}
-		op.p = &proposal{ctx: ctx, routed: routed{"sim", []byte(op.key + "=" + op.value)}, came: s.now, outcome: make(chan outcome, 1)}
+		op.p = &proposal{ctx: ctx, routed: routed{"sim", n.newest([]byte(op.key + "=" + op.value))}, came: s.now, outcome: make(chan outcome, 1)}
 		n.s.inbox.put(func() { n.s.inbox.proposals = append(n.s.inbox.proposals, op.p) })
 	}
 	s.note("op %d %d %s=%s", s.step, n.id, op.key, op.value)
@@ -321,7 +337,7 @@ func (s *sim) changeMembers(n *simNode) error {
 	if err != nil {
 		return err
 	}
-	answer, change, changes, err := n.l.planAdd(Member{Name: fresh.name, RaftAddr: fresh.name + ":1", Incarnation: fresh.s.node.Incarnation})
+	answer, change, changes, err := n.l.planAdd(Member{Name: fresh.name, RaftAddr: fresh.name + ":1", Incarnation: fresh.s.node.Incarnation, Versions: fresh.s.cfg.programVersions()})
 	if err != nil || n.l.proposeChange(change, changes...) != nil {
 		fresh.gone = true
 		return fresh.crash()

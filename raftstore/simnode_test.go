@@ -29,12 +29,13 @@ type simNode struct {
 	drift    time.Time // the clock is slow until then
 	gone     bool      // removed
 	awaits   []simInstall
+	version  uint64 // of its program
 }
 
 // open opens the store of a node.
 func (n *simNode) open() error {
 	cfg := Config{
-		Dir: n.dir, Name: n.name, RaftAddr: n.name + ":1", StateMachines: map[string]StateMachine{"sim": simMachine{}},
+		Dir: n.dir, Name: n.name, RaftAddr: n.name + ":1", StateMachines: map[string]StateMachine{"sim": simMachine{n.version}},
 		Transport: simTransport{n}, TickInterval: 10 * time.Millisecond, ElectionTicks: 8,
 		SnapshotEntries: 60, TrailingEntries: 10, files: n.fs,
 	}
@@ -44,6 +45,16 @@ func (n *simNode) open() error {
 	var err error
 	n.s, err = Open(cfg)
 	return err
+}
+
+// newest makes a command of the newest version that may be proposed.
+func (n *simNode) newest(cmd []byte) []byte {
+	for v := n.version; v > 1; v-- {
+		if n.s.Machine("sim").Accepts(v) == nil {
+			return append([]byte{byte(v)}, cmd...)
+		}
+	}
+	return cmd
 }
 
 // start makes the loop of a node that has an identity.
@@ -69,7 +80,10 @@ func (n *simNode) start() error {
 			return err
 		}
 		n.sim.snapshots++
-		return l.apply.install(in)
+		if err := l.apply.install(in); err != nil || n.sim.rng.IntN(2) == 0 {
+			return err
+		}
+		return l.keep.work() // before the log hears of the snapshot
 	}
 	l.apply.confChange = func(cc *raftpb.ConfChangeV2) (*raftpb.ConfState, error) { return l.rn.ApplyConfChange(cc), nil }
 	return l.begin()
@@ -144,7 +158,10 @@ func (n *simNode) do(fn func() error) error {
 
 // restart brings a node back.
 func (n *simNode) restart() error {
-	n.sim.note("restart %d", n.id)
+	if n.sim.rng.IntN(3) == 0 {
+		n.version = min(n.version+1, newestVersion)
+	}
+	n.sim.note("restart %d %d", n.id, n.version)
 	return n.do(func() error {
 		if err := n.open(); err != nil {
 			return err

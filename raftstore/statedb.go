@@ -35,6 +35,7 @@ type stateDB struct {
 	pin         *bbolt.Tx // shows the last checkpoint, and keeps its pages
 
 	durable atomic.Uint64 // last.Index
+	behind  atomic.Bool   // a snapshot is in place of which the log has not heard
 
 	retired sync.WaitGroup // files that a snapshot replaced, while they have readers
 }
@@ -111,6 +112,7 @@ func (s *stateDB) verify() error {
 	}
 	s.pin = pin
 	s.durable.Store(s.last.Index)
+	s.behind.Store(s.last.Installed)
 	index, term := ownIn(pin).applied()
 	if index != s.last.Index || term != s.last.Term {
 		return fmt.Errorf("%s is damaged: it has applied entry %d of term %d, the last checkpoint says %d of %d", filepath.Join(s.dir, s.name), index, term, s.last.Index, s.last.Term)

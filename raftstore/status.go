@@ -3,6 +3,7 @@ package raftstore
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -15,6 +16,9 @@ type Status struct {
 	// Predecessor is the cluster that this one was restored or recovered from; 0:
 	// none.
 	Predecessor uint64 `json:"predecessor,omitempty"`
+	// Accepted are the versions up to which commands may be proposed: what every
+	// member can apply.
+	Accepted Versions `json:"accepted,omitempty"`
 
 	Term       uint64     `json:"term"`
 	Leader     uint64     `json:"leader"` // member ID; 0: none known
@@ -43,7 +47,7 @@ func (s *Store) Identity() Identity {
 	defer s.mu.Unlock()
 	return Identity{
 		Cluster: s.node.Cluster, Member: s.node.Member, Incarnation: s.node.Incarnation,
-		Name: s.cfg.Name, RaftAddr: s.cfg.RaftAddr, HTTPAddr: s.cfg.HTTPAddr,
+		Name: s.cfg.Name, RaftAddr: s.cfg.RaftAddr, HTTPAddr: s.cfg.HTTPAddr, Versions: s.cfg.programVersions(),
 	}
 }
 
@@ -83,6 +87,7 @@ func (s *Store) Status() Status {
 	running := s.started && !s.stopping
 	s.mu.Unlock()
 	st.Term, st.Leader, st.Commit, st.Applied = n.term, n.leader, n.commit, n.applied
+	st.Accepted = maps.Clone(n.accepted)
 	st.LeaderName = n.members[n.leader].Name
 	st.Durable, st.LogBytes = s.state.lastIndex(), s.logs.wal.Size()
 	_ = s.state.view(func(tx *bbolt.Tx) error { // after Close these are left out

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,9 +29,10 @@ type Store struct {
 
 	inbox           inbox
 	pending         pending
-	pendingCommands atomic.Int64  // queued or waiting to be applied
-	pendingBytes    atomic.Int64  // of these
-	stopped         chan struct{} // closed when Run has ended or Close was called before it
+	pendingCommands atomic.Int64             // queued or waiting to be applied
+	pendingBytes    atomic.Int64             // of these
+	accepted        atomic.Pointer[Versions] // seen.accepted, for each proposal
+	stopped         chan struct{}            // closed when Run has ended or Close was called before it
 
 	mu       sync.Mutex // guards the fields below
 	node     nodeFile
@@ -52,6 +54,7 @@ type seen struct {
 	term, leader, commit, applied uint64
 	leading                       bool
 	members                       map[uint64]Member
+	accepted                      Versions // never changed, only replaced
 }
 
 // Open opens or makes the data directory. It starts nothing: see Run.
@@ -113,8 +116,14 @@ func (s *Store) open() error {
 	return s.state.view(func(tx *bbolt.Tx) error {
 		o := ownIn(tx)
 		s.seen.applied, s.seen.term = o.applied()
-		s.seen.members, err = o.members()
-		return err
+		if s.seen.members, err = o.members(); err != nil {
+			return err
+		}
+		if s.seen.accepted, err = o.accepted(); err != nil {
+			return err
+		}
+		s.setAccepted(s.seen.accepted)
+		return s.seen.accepted.Admits(s.cfg.programVersions())
 	})
 }
 
@@ -238,7 +247,11 @@ func (s *Store) show(n seen) {
 	defer s.mu.Unlock()
 	wake := n.term != s.seen.term || n.leader != s.seen.leader || n.leading != s.seen.leading || len(n.members) != len(s.seen.members)
 	for id, m := range n.members {
-		wake = wake || s.seen.members[id] != m
+		wake = wake || !s.seen.members[id].equal(m)
+	}
+	if !maps.Equal(n.accepted, s.seen.accepted) {
+		wake = true
+		s.setAccepted(n.accepted)
 	}
 	s.seen = n
 	if wake {

@@ -42,9 +42,11 @@ func (counter) Restored(*bbolt.Tx) error { return nil }
 
 // wire connects the nodes of one test in memory.
 type wire struct {
-	mu  sync.Mutex // guards the maps
-	at  map[uint64]*port
-	cut map[uint64]bool
+	mu      sync.Mutex // guards the fields below
+	at      map[uint64]*port
+	cut     map[uint64]bool
+	held    func()        // nil, or called when a snapshot is to be sent, which waits
+	release chan struct{} // until this is closed
 }
 
 type port struct {
@@ -98,6 +100,13 @@ func (p *port) Send(msgs []*raftpb.Message) {
 
 func (p *port) SendSnapshot(m *raftpb.Message, _ int64, body io.ReadCloser, done func(error)) {
 	defer body.Close()
+	p.w.mu.Lock()
+	held, release := p.w.held, p.w.release
+	p.w.mu.Unlock()
+	if held != nil {
+		held()
+		<-release
+	}
 	other := p.to(m)
 	if other == nil {
 		done(errors.New("cut off"))
@@ -119,13 +128,27 @@ type node struct {
 
 func start(t *testing.T, w *wire, dir, name string) node {
 	t.Helper()
+	return startWith(t, w, dir, name, counter{})
+}
+
+func config(w *wire, dir, name string, machine raftstore.StateMachine) raftstore.Config {
 	cfg := raftstore.Config{
-		Dir: dir, Name: name, RaftAddr: name + ":1", StateMachines: map[string]raftstore.StateMachine{"counter": counter{}},
+		Dir: dir, Name: name, RaftAddr: name + ":1", StateMachines: map[string]raftstore.StateMachine{"counter": machine},
 		TickInterval: 10 * time.Millisecond, SnapshotEntries: 50, TrailingEntries: 5,
 	}
 	if w != nil {
 		cfg.Transport = &port{w: w, queue: make(chan []*raftpb.Message, 4096)}
 	}
+	return cfg
+}
+
+func startWith(t *testing.T, w *wire, dir, name string, machine raftstore.StateMachine) node {
+	t.Helper()
+	return run(t, config(w, dir, name, machine))
+}
+
+func run(t *testing.T, cfg raftstore.Config) node {
+	t.Helper()
 	s, err := raftstore.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -136,8 +159,8 @@ func start(t *testing.T, w *wire, dir, name string) node {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := <-done; err != nil && !errors.Is(err, raftstore.ErrRemoved) {
-			t.Errorf("%s: Run: %v", name, err)
+		if err := <-done; err != nil && !errors.Is(err, raftstore.ErrRemoved) && !errors.Is(err, raftstore.ErrOlder) {
+			t.Errorf("%s: Run: %v", cfg.Name, err)
 		}
 	})}
 	t.Cleanup(n.stop)

@@ -42,13 +42,14 @@ type follower struct {
 	term   uint64
 
 	mu       sync.Mutex // guards what follows
+	probes   prober
 	services map[string][]string
 	checks   map[string]map[user]verdict // by check: who uses it, and what the store has for it
 }
 
 func (r *Runner) newFollower(term uint64) (*follower, error) {
 	f := &follower{
-		store: r.cfg.Store, log: r.log, term: term,
+		store: r.cfg.Store, log: r.log, term: term, probes: prober{execDir: r.cfg.ExecDir, make: r.probes},
 		services: map[string][]string{}, checks: map[string]map[user]verdict{},
 	}
 	r.mu.Lock()
@@ -158,11 +159,15 @@ func (f *follower) enter(s lbstate.ServiceStatus, fresh []healthcheck.Check) []h
 		id := name(c)
 		users := f.checks[id]
 		if users == nil {
-			check, err := checkOf(id, c, stored[c.Backend].state)
+			check, err := f.probes.checkOf(id, c, stored[c.Backend].state)
 			if err != nil {
 				f.log.Error("a check cannot be run; its backend keeps its state",
 					zap.String("service", c.Service), zap.Stringer("backend", c.Backend), zap.Error(err))
 				continue
+			}
+			if cannot, is := check.Probe.(*unrunnable); is {
+				f.log.Warn("a check cannot be run here; its results are inconclusive",
+					zap.String("service", c.Service), zap.Stringer("backend", c.Backend), zap.Error(cannot.why))
 			}
 			fresh = append(fresh, check)
 			users = map[user]verdict{}

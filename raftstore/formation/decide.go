@@ -114,6 +114,9 @@ func followCluster(self Info, answers []answer) (decision, bool) {
 				"formation: the list leads to two clusters, %x at %s and %x at %s: this node joins neither; take the servers of one of them off the list, or wipe those that are there by mistake",
 				d.cluster, first.address, a.info.Cluster, a.address)}, true
 		}
+		if err := a.info.Accepted.Admits(self.Versions); err != nil {
+			return decision{action: stop, err: fmt.Errorf("formation: cluster %x at %s does not take this node in: %w", d.cluster, a.address, err)}, true
+		}
 		// A founder that has not got its record yet takes its place with it, unless
 		// it was removed meanwhile: a removed identity never returns.
 		if f := a.info.Founding; f != nil && f.Cluster == a.info.Cluster {

@@ -31,13 +31,20 @@ func silent(i int) answer {
 	return answer{address: fmt.Sprintf("10.0.0.%d:8010", i), err: errors.New("connection refused")}
 }
 
-func in(cluster uint64) func(*Info)         { return func(i *Info) { i.Cluster = cluster } }
-func without(list ...string) func(*Info)    { return func(i *Info) { i.Without = list } }
-func listing(list ...string) func(*Info)    { return func(i *Info) { i.List = list } }
-func named(name string) func(*Info)         { return func(i *Info) { i.Name = name } }
-func leader(address string) func(*Info)     { return func(i *Info) { i.Leader = address } }
-func incarnated(n uint64) func(*Info)       { return func(i *Info) { i.Incarnation = n } }
-func raftAt(address string) func(*Info)     { return func(i *Info) { i.RaftAddr = address } }
+func in(cluster uint64) func(*Info)      { return func(i *Info) { i.Cluster = cluster } }
+func without(list ...string) func(*Info) { return func(i *Info) { i.Without = list } }
+func listing(list ...string) func(*Info) { return func(i *Info) { i.List = list } }
+func named(name string) func(*Info)      { return func(i *Info) { i.Name = name } }
+func leader(address string) func(*Info)  { return func(i *Info) { i.Leader = address } }
+func incarnated(n uint64) func(*Info)    { return func(i *Info) { i.Incarnation = n } }
+func raftAt(address string) func(*Info)  { return func(i *Info) { i.RaftAddr = address } }
+func knows(version uint64) func(*Info) {
+	return func(i *Info) { i.Versions = raftstore.Versions{"lb": version} }
+}
+
+func needs(version uint64) func(*Info) {
+	return func(i *Info) { i.Accepted = raftstore.Versions{"lb": version} }
+}
 func announcing(address string) func(*Info) { return func(i *Info) { i.HTTPAddr = address } }
 
 // at is an answer given at another address than the one it announces.
@@ -108,6 +115,15 @@ func TestDecide(t *testing.T) {
 		{name: "a founder that was removed", answers: []answer{says(server(2), in(7), record(101, 102), members(2, 3)), silent(3)}, action: join, cluster: 7, ask: "10.0.0.2:8010"},
 		{name: "a founder that was wiped", answers: []answer{says(server(2), in(7), record(99, 102)), says(server(3))}, action: join, cluster: 7, ask: "10.0.0.2:8010"},
 		{name: "two clusters", answers: []answer{says(server(2), in(7)), says(server(3), in(8))}, action: stop, err: []string{"cluster", "7 at 10.0.0.2:8010", "8 at 10.0.0.3:8010"}},
+		{
+			name: "a cluster that needs a newer program", self: says(me, knows(1)).infoValue(),
+			answers: []answer{says(server(2), in(7), needs(2)), silent(3)}, action: stop, err: []string{"7 at 10.0.0.2:8010", "version 1", "accepts 2", "newer"},
+		},
+		{
+			name: "a cluster that needs no newer program", self: says(me, knows(2)).infoValue(),
+			answers: []answer{says(server(2), in(7), needs(2)), silent(3)}, action: join, cluster: 7, ask: "10.0.0.2:8010",
+		},
+		{name: "founders of several versions", self: says(me, knows(1)).infoValue(), answers: []answer{says(server(2), knows(2)), says(server(3))}, action: found},
 		{name: "my name", answers: []answer{says(server(2), named("n1")), silent(3)}, action: stop, err: []string{"10.0.0.1:8010", "10.0.0.2:8010", `"n1"`}},
 		{name: "others with one name", answers: []answer{says(server(2), named("x")), says(server(3), named("x"))}, waiting: []string{"10.0.0.2:8010", "10.0.0.3:8010", `"x"`}},
 		{name: "my raft address", answers: []answer{says(server(2), raftAt(me.RaftAddr)), says(server(3))}, action: stop, err: []string{"same raft address 10.0.0.1:8110"}},

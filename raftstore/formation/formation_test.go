@@ -3,6 +3,7 @@ package formation
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -387,6 +388,39 @@ func TestNameInUse(t *testing.T) {
 		_ = h[1].kill()
 		time.Sleep(10 * time.Second)
 		w.one(h[0], h[2], late)
+	})
+}
+
+// What a node's program knows goes with it, into the founding record and to the
+// leader; one that does not know enough ends with the reason.
+func TestVersionsAreTold(t *testing.T) {
+	simulate(t, 3, func(t *testing.T, w *world) {
+		h := w.all()
+		for i, x := range h {
+			x.disk.id.Versions = raftstore.Versions{"lb": uint64(i + 1)}
+			x.start()
+		}
+		time.Sleep(5 * time.Second)
+		late := w.add("10.0.0.9:8010", "n9")
+		late.disk.id.Versions = raftstore.Versions{"lb": 9}
+		late.start()
+		time.Sleep(5 * time.Second)
+		told := map[string]uint64{}
+		for _, m := range w.members(w.one(w.all()...)) {
+			told[m.Name] = m.Versions["lb"]
+		}
+		if want := map[string]uint64{"n1": 1, "n2": 2, "n3": 3, "n9": 9}; !maps.Equal(told, want) {
+			t.Errorf("versions %v, want %v", told, want)
+		}
+		w.accepted = raftstore.Versions{"lb": 2}
+		old := w.add("10.0.0.10:8010", "n10")
+		old.disk.id.Versions = raftstore.Versions{"lb": 1}
+		old.start()
+		err := <-old.done
+		old.done <- nil
+		if !errors.Is(err, raftstore.ErrOlder) {
+			t.Errorf("a program that is too old: %v", err)
+		}
 	})
 }
 

@@ -91,7 +91,7 @@ func (n *Node) serveJoin(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m, err := n.store.AddMember(r.Context(), raftstore.Member{
-		Incarnation: req.Incarnation, Name: req.Name, RaftAddr: req.RaftAddr, HTTPAddr: req.HTTPAddr,
+		Incarnation: req.Incarnation, Name: req.Name, RaftAddr: req.RaftAddr, HTTPAddr: req.HTTPAddr, Versions: req.Versions,
 	})
 	switch {
 	case errors.Is(err, raftstore.ErrNotLeader):
@@ -124,7 +124,7 @@ func (n *Node) info() Info {
 	id := n.store.Identity()
 	info := Info{
 		Cluster: id.Cluster, Member: id.Member, Incarnation: id.Incarnation,
-		Name: id.Name, RaftAddr: id.RaftAddr, HTTPAddr: id.HTTPAddr,
+		Name: id.Name, RaftAddr: id.RaftAddr, HTTPAddr: id.HTTPAddr, Versions: id.Versions,
 		List: n.list, Without: n.without,
 	}
 	if info.Cluster == 0 {
@@ -134,6 +134,7 @@ func (n *Node) info() Info {
 		info.Founding = &f
 	}
 	info.Members = n.store.Members()
+	info.Accepted = n.store.Status().Accepted
 	_, info.Leader = n.leader()
 	return info
 }

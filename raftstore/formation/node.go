@@ -66,8 +66,8 @@ func (n *Node) wake() {
 // Run brings the node into a cluster and then sees to it that each founder has
 // the founding record. It returns nil when both are done or ctx has ended, and
 // an error when only a person can go on: the list leads to two clusters, two
-// servers have one name, an address names this very node, or the store cannot
-// make the identity durable. It may be called once.
+// servers have one name, an address names this very node, this program is older
+// than what the cluster accepts, or the store cannot make the identity durable. It may be called once.
 func (n *Node) Run(ctx context.Context) error {
 	if n.cfg.Client == nil {
 		defer n.client.http.CloseIdleConnections()
@@ -169,7 +169,7 @@ func (n *Node) take(f raftstore.Founding) error {
 // it is sent a few times, since leadership may move meanwhile.
 func (n *Node) join(ctx context.Context, cluster uint64, ask []string) error {
 	id := n.store.Identity()
-	req := JoinRequest{Cluster: cluster, Incarnation: id.Incarnation, Name: id.Name, RaftAddr: id.RaftAddr, HTTPAddr: id.HTTPAddr}
+	req := JoinRequest{Cluster: cluster, Incarnation: id.Incarnation, Name: id.Name, RaftAddr: id.RaftAddr, HTTPAddr: id.HTTPAddr, Versions: id.Versions}
 	asked := map[string]bool{}
 	var errs []error
 	for len(ask) > 0 && len(asked) < 2*maxServers && ctx.Err() == nil {
@@ -228,7 +228,7 @@ func newFounding(nodes []Info) (raftstore.Founding, error) {
 	f := raftstore.Founding{Cluster: randomID()}
 	for _, i := range nodes {
 		f.Founders = append(f.Founders, raftstore.Founder{
-			Member: randomID(), Incarnation: i.Incarnation, Name: i.Name, RaftAddr: i.RaftAddr, HTTPAddr: i.HTTPAddr,
+			Member: randomID(), Incarnation: i.Incarnation, Name: i.Name, RaftAddr: i.RaftAddr, HTTPAddr: i.HTTPAddr, Versions: i.Versions,
 		})
 	}
 	slices.SortFunc(f.Founders, func(a, b raftstore.Founder) int {

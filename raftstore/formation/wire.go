@@ -30,6 +30,11 @@ type Info struct {
 	RaftAddr    string `json:"raft_addr"`
 	HTTPAddr    string `json:"http_addr"`
 
+	// Versions are those of the commands that its program can apply; Accepted those
+	// that its cluster accepts, which a node that joins must know.
+	Versions raftstore.Versions `json:"versions,omitempty"`
+	Accepted raftstore.Versions `json:"accepted,omitempty"`
+
 	// List and Without are its configuration, normalized and sorted.
 	List    []string `json:"list"`
 	Without []string `json:"without,omitempty"`
@@ -53,6 +58,8 @@ type JoinRequest struct {
 	Name        string `json:"name"`
 	RaftAddr    string `json:"raft_addr"`
 	HTTPAddr    string `json:"http_addr"`
+
+	Versions raftstore.Versions `json:"versions,omitempty"` // of the commands that its program can apply
 }
 
 // failure is the body of every answer that is not 200.

@@ -36,7 +36,8 @@ type world struct {
 	mu       sync.Mutex
 	hosts    map[string]*host // by HTTP address
 	clusters map[uint64][]raftstore.Member
-	next     uint64 // incarnations and members, in order
+	accepted raftstore.Versions // by all clusters
+	next     uint64             // incarnations and members, in order
 }
 
 // faults are what the network does to a message; guarded by world.mu.
@@ -162,7 +163,7 @@ func (d *disk) Found(f raftstore.Founding) error {
 	if d.w.clusters[f.Cluster] == nil {
 		for _, m := range f.Founders {
 			d.w.clusters[f.Cluster] = append(d.w.clusters[f.Cluster], raftstore.Member{
-				ID: m.Member, Incarnation: m.Incarnation, Name: m.Name, RaftAddr: m.RaftAddr, HTTPAddr: m.HTTPAddr,
+				ID: m.Member, Incarnation: m.Incarnation, Name: m.Name, RaftAddr: m.RaftAddr, HTTPAddr: m.HTTPAddr, Versions: m.Versions,
 			})
 		}
 	}
@@ -204,7 +205,7 @@ func (d *disk) Members() []raftstore.Member {
 func (d *disk) Status() raftstore.Status {
 	d.w.mu.Lock()
 	defer d.w.mu.Unlock()
-	return raftstore.Status{Leader: d.w.leader(d.id.Cluster)}
+	return raftstore.Status{Leader: d.w.leader(d.id.Cluster), Accepted: d.w.accepted}
 }
 
 func (d *disk) AddMember(_ context.Context, m raftstore.Member) (raftstore.Membership, error) {
@@ -212,6 +213,9 @@ func (d *disk) AddMember(_ context.Context, m raftstore.Member) (raftstore.Membe
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	cluster := d.id.Cluster
+	if err := w.accepted.Admits(m.Versions); err != nil {
+		return raftstore.Membership{}, err
+	}
 	if w.leader(cluster) != d.id.Member {
 		return raftstore.Membership{}, raftstore.ErrNotLeader
 	}

@@ -60,6 +60,7 @@ func New(t testing.TB, o Options) *Cluster {
 		n := c.Add()
 		founding.Founders = append(founding.Founders, raftstore.Founder{
 			Member: uint64(i + 1), Incarnation: n.Store().Identity().Incarnation, Name: n.Name, RaftAddr: n.Name + ":1", HTTPAddr: n.Name + ":2",
+			Versions: n.Store().Identity().Versions,
 		})
 	}
 	for _, n := range c.nodes {

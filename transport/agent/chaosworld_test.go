@@ -226,7 +226,8 @@ func has(s *server, ok func(raftstore.Member) bool) bool {
 // join takes an opened server in, in the place of the member of that name, if
 // one is given, and waits until it votes.
 func (w *world) join(s *server, instead string) {
-	me := raftstore.Member{Name: nameOf(s.place), RaftAddr: addrOf(s.place), Incarnation: s.store.Identity().Incarnation}
+	id := s.store.Identity()
+	me := raftstore.Member{Name: nameOf(s.place), RaftAddr: addrOf(s.place), Incarnation: id.Incarnation, Versions: id.Versions}
 	var m raftstore.Membership
 	w.change(func(ctx context.Context, leader *server) (err error) {
 		if instead == "" || has(leader, func(m raftstore.Member) bool { return m.Incarnation == me.Incarnation }) {

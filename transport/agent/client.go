@@ -23,7 +23,6 @@ func (c ClientConfig) withDefaults() ClientConfig {
 		c.Logger = zap.NewNop()
 	}
 	c.Logger = c.Logger.Named("agent")
-	c.Guard = c.Guard.withDefaults()
 	setDefault(&c.ConnectTimeout, 5*time.Second)
 	setDefault(&c.MinBackoff, 200*time.Millisecond)
 	setDefault(&c.MaxBackoff, 5*time.Second)

@@ -37,7 +37,7 @@ type secured struct {
 	revoked map[string]string
 }
 
-func newSecured(t *testing.T) *secured {
+func newSecured(t *testing.T, options ...func(*agent.ServerConfig)) *secured {
 	t.Helper()
 	b, err := identity.NewBundle("prod", time.Now())
 	if err != nil {
@@ -58,11 +58,14 @@ func newSecured(t *testing.T) *secured {
 	}
 	t.Cleanup(func() { local.Close() })
 	s.store = lbstate.NewStore(state, local)
-	s.server, err = agent.NewServer(agent.ServerConfig{
+	cfg := agent.ServerConfig{
 		Store: s.store, Cluster: func() uint64 { return 7 }, Authenticator: s.source, Logger: zap.New(core),
 		HeartbeatInterval: 30 * time.Millisecond, SilenceTimeout: 5 * time.Second,
-	})
-	if err != nil {
+	}
+	for _, option := range options {
+		option(&cfg)
+	}
+	if s.server, err = agent.NewServer(cfg); err != nil {
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -25,6 +25,7 @@ type session struct {
 	cluster uint64
 	// predecessors are the clusters whose state may be replaced by this one's.
 	predecessors []uint64
+	profiles     bool // the server knows profiles
 	parts        assembler
 
 	ending   chan struct{} // closed when nothing more is received
@@ -41,8 +42,8 @@ func (s *session) greet(ctx context.Context) error {
 	st, status := c.state, c.status
 	c.mu.Unlock()
 	hello := &agentpb.Hello{
-		Name: c.cfg.Name, Version: c.cfg.Version, Features: c.cfg.Features, Labels: c.cfg.Labels,
-		Cluster: st.cluster, Revision: st.revision, Digest: st.digest,
+		Name: c.cfg.Name, Version: c.cfg.Version, Features: withProfiles(c.cfg.Features), Labels: c.cfg.Labels,
+		Cluster: st.cluster, Revision: st.revision, Digest: st.sum(true),
 	}
 	if _, ok := c.cfg.Applier.(Counter); ok {
 		hello.Features = append(slices.Clip(hello.Features), featureStatistics)
@@ -67,7 +68,7 @@ func (s *session) greet(ctx context.Context) error {
 	if w == nil {
 		return errors.New("the server's first message is no welcome")
 	}
-	s.cluster, s.predecessors = w.GetCluster(), w.GetPredecessors()
+	s.cluster, s.predecessors, s.profiles = w.GetCluster(), w.GetPredecessors(), hasProfiles(w.GetFeatures())
 	s.silence = min(max(time.Duration(w.GetSilenceMillis())*time.Millisecond, 100*time.Millisecond), time.Minute)
 	s.beat = min(max(time.Duration(w.GetHeartbeatMillis())*time.Millisecond, 10*time.Millisecond), s.silence/2)
 	s.parts.limit = c.cfg.MaxUpdate
@@ -242,7 +243,10 @@ func (s *session) update(u *agentpb.Update) error {
 		return answer(&agentpb.Ack{Kind: agentpb.Ack_REJECTED, WantFull: true, Reason: fmt.Sprintf("a change from revision %d to %d does not continue revision %d", u.GetSince(), u.GetRevision(), have.revision)})
 	}
 	next := have.apply(u)
-	if next.digest != u.GetDigest() {
+	if !s.profiles {
+		next.keepProfile(have)
+	}
+	if next.sum(s.profiles) != u.GetDigest() {
 		a := &agentpb.Ack{Kind: agentpb.Ack_REJECTED, WantFull: !u.GetFull(), Reason: "the digest of the state does not match the server's"}
 		if err := answer(a); err != nil || a.WantFull {
 			return err
@@ -256,7 +260,7 @@ func (s *session) update(u *agentpb.Update) error {
 				removed[name] = struct{}{}
 			}
 		}
-		guard := c.cfg.Guard
+		guard := c.cfg.Guard.guard(have)
 		if slices.Contains(s.predecessors, have.cluster) {
 			guard.AcceptCluster = u.GetCluster()
 		}

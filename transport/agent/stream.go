@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -44,7 +45,8 @@ type stream struct {
 	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
 	cancel context.CancelCauseFunc // ends the stream
 
-	hello  Hello                // set before begun
+	hello  Hello                // set before begun; its labels are those that selected then
+	claims Hello                // the same, with the labels that were proved, or claimed
 	counts bool                 // the same: it has statistics
 	held   string               // the same: why it holds a state back
 	auth   credentials.AuthInfo // the same; nil without an Authenticator
@@ -53,9 +55,10 @@ type stream struct {
 	heard atomic.Int64 // Unix nanoseconds of the last message
 	beat  time.Time    // when pulse looked last; of pulse alone
 
-	mu       sync.Mutex // guards the fields below, and sending by other than the sender
-	over     bool       // the stream ends: nothing more is posted
-	view     *view      // nil before the agent is greeted
+	mu       sync.Mutex        // guards the fields below, and sending by other than the sender
+	over     bool              // the stream ends: nothing more is posted
+	view     *view             // nil before the agent is greeted
+	labels   map[string]string // those of the view that the agent is to have; nil: of its view
 	position position
 	flight   *encoding // sent, and not acknowledged
 	reading  bool      // a goroutine reads what the agent lacks
@@ -206,14 +209,10 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 	if st.auth, err = s.admit(ctx, &hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
-	labels, err := s.cfg.LabelsFor(ctx, hello)
-	if err != nil {
+	st.claims = hello
+	if hello.Labels, err = s.selecting(ctx, hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
-	if labels == nil {
-		labels = map[string]string{} // nil would select everything
-	}
-	hello.Labels = labels
 	st.hello, st.held, st.counts = hello, clip(h.GetHeld()), slices.Contains(h.GetFeatures(), featureStatistics)
 	if code, reason := s.begin(ctx, st); code != agentpb.Bye_UNSPECIFIED {
 		return &farewell{code, reason}
@@ -228,27 +227,32 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 	st.mu.Lock()
 	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Welcome{Welcome: &agentpb.Welcome{
 		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version, Predecessors: s.cfg.Predecessors(),
-		HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
+		Features: []string{featureProfiles}, HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
 	}}})
 	st.mu.Unlock()
 	if h.GetHeld() != "" {
 		st.release()
 	}
 
+	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1, profiles: hasProfiles(h.GetFeatures())}
+	if h.GetCluster() == cluster {
+		p.have = h.GetRevision()
+	}
+	p.resume, p.full = p.have > 0, p.have == 0
+	return st.start(hello.Labels, p)
+}
+
+// start shows the agent the view of its labels from a position on.
+func (st *stream) start(labels map[string]string, p position) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.over {
 		return nil
 	}
-	if st.view = s.acquire(hello.Labels, st); st.view == nil {
+	if st.view = st.server.acquire(labels, st); st.view == nil {
 		return &farewell{agentpb.Bye_STOPPING, "the server stops"}
 	}
-	p := &st.position
-	*p = position{cluster: cluster, claimed: h.GetDigest(), restores: -1}
-	if h.GetCluster() == cluster {
-		p.have = h.GetRevision()
-	}
-	p.resume, p.full = p.have > 0, p.have == 0
+	st.position = p
 	st.step()
 	return nil
 }
@@ -278,6 +282,9 @@ func (st *stream) receive(ctx context.Context) {
 	if err == nil {
 		st.heard.Store(time.Now().UnixNano())
 		err = st.greet(ctx, m.GetHello())
+	}
+	if err == nil { // what changed before the stream was known to Recheck
+		err = st.lookAgain(ctx)
 	}
 	for err == nil {
 		if m, err = st.grpc.Recv(); err == nil {
@@ -331,32 +338,45 @@ func (st *stream) step() {
 	if st.over || st.view == nil || st.flight != nil || st.reading {
 		return
 	}
+	if st.labels != nil && !maps.Equal(st.labels, st.view.labels) {
+		st.reselect()
+		return
+	}
 	e, read, err := st.position.next(st.view)
 	switch {
 	case err != nil:
 		st.cancel(err)
 	case read != nil:
-		st.reading = true
-		st.server.streams.Go(func() {
-			e, err := read() // may wait for the quorum
-			st.mu.Lock()
-			defer st.mu.Unlock()
-			st.reading = false
-			if err == nil {
-				e, err = st.position.fitting(e)
+		st.later(read, func(e *encoding, err error) (*encoding, error) {
+			if err != nil {
+				return nil, err
 			}
-			switch {
-			case err != nil:
-				st.cancel(err)
-			case e != nil:
-				st.launch(e)
-			default:
-				st.step() // what came meanwhile
-			}
+			return st.position.fitting(e)
 		})
 	case e != nil:
 		st.launch(e)
 	}
+}
+
+// later reads an update, which may wait for the quorum or the disk, and sends
+// what judge makes of the answer. The caller holds mu, as judge's does.
+func (st *stream) later(read func() (*encoding, error), judge func(*encoding, error) (*encoding, error)) {
+	st.reading = true
+	st.server.streams.Go(func() {
+		e, err := read()
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		st.reading = false
+		e, err = judge(e, err)
+		switch {
+		case err != nil:
+			st.cancel(err)
+		case e != nil:
+			st.launch(e)
+		default:
+			st.step() // what came meanwhile
+		}
+	})
 }
 
 // launch sends an update. The caller holds mu.
@@ -406,6 +426,7 @@ type position struct {
 	resume   bool
 	claimed  uint64
 	restores int // of the moment before; -1: none
+	profiles bool
 }
 
 // next is what the agent lacks, or nil; where that must be read from the store,
@@ -418,15 +439,15 @@ func (p *position) next(v *view) (e *encoding, read func() (*encoding, error), e
 	// What the agent holds may be of a state that is no more.
 	p.full = p.full || p.restores >= 0 && now.restores != p.restores
 	p.restores = now.restores
-	if p.resume && !p.full && p.have == now.revision && p.claimed != now.digest {
+	if p.resume && !p.full && p.have == now.revision && p.claimed != now.sum(p.profiles) {
 		p.full = true
 	}
 	if p.full || p.resume && !now.covers(p.have) {
-		cluster, since, full := p.cluster, p.have, p.full
-		return nil, func() (*encoding, error) { return v.read(now, cluster, since, full) }, nil
+		cluster, since, full, profiles := p.cluster, p.have, p.full, p.profiles
+		return nil, func() (*encoding, error) { return v.read(now, cluster, since, full, profiles) }, nil
 	}
 	if p.have < now.revision {
-		e, err = now.delta(p.cluster, p.have)
+		e, err = now.delta(p.cluster, p.have, p.profiles)
 	}
 	if err == nil {
 		e, err = p.fitting(e)
@@ -463,7 +484,7 @@ func (p *position) acked(ack *agentpb.Ack) error {
 // List answers once with the whole view.
 func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.ListResponse, error) {
 	s := sv.server
-	if err := checkHello(&agentpb.Hello{Name: r.GetName(), Labels: r.GetLabels()}); err != nil {
+	if err := checkHello(&agentpb.Hello{Name: r.GetName(), Labels: r.GetLabels(), Features: r.GetFeatures()}); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := s.ready(ctx); err != nil {
@@ -473,12 +494,9 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 	if _, err := s.admit(ctx, &hello); err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
-	labels, err := s.cfg.LabelsFor(ctx, hello)
+	labels, err := s.selecting(ctx, hello)
 	if err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
-	}
-	if labels == nil {
-		labels = map[string]string{}
 	}
 	select { // each reads the whole state
 	case s.lists <- struct{}{}:
@@ -495,8 +513,12 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 		answer.Digest += pairDigest(v.Name, v.Version)
 		answer.Services = append(answer.Services, lbstate.Desired(v).Proto())
 	}
+	if p := u.Profile; p != nil && hasProfiles(r.GetFeatures()) {
+		answer.Profile = p.Desired().Proto()
+		answer.Digest += profileDigest(p.Name, p.Revision)
+	}
 	if r.GetCluster() == answer.Cluster && r.GetDigest() == answer.Digest && r.GetRevision() > 0 {
-		answer.Unchanged, answer.Services = true, nil
+		answer.Unchanged, answer.Services, answer.Profile = true, nil, nil
 	}
 	return answer, nil
 }

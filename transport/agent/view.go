@@ -44,7 +44,9 @@ type view struct {
 // moment is a view at one revision. It does not change, but for its encodings.
 type moment struct {
 	revision uint64
-	digest   uint64
+	digest   uint64 // of the services; see sum
+	profile  *lbstate.DirectorProfile
+	moved    uint64 // when this view last saw another profile
 	base     uint64 // steps hold what changed after it
 	steps    []step // oldest first
 	restores int    // how often the whole state was put in the place of another
@@ -75,6 +77,7 @@ const (
 type encodingKey struct {
 	cluster, since uint64
 	full           bool // the whole state, not what changed since
+	profiles       bool // for agents that know profiles
 }
 
 // encoding is an update as it is sent, to all who need the same.
@@ -217,7 +220,7 @@ func (v *view) take(u lbstate.Update) {
 	v.mu.Lock()
 	now := v.now
 	v.mu.Unlock()
-	next := &moment{revision: u.Revision}
+	next := &moment{revision: u.Revision, profile: u.Profile, moved: u.Revision}
 	if u.Full || now == nil {
 		v.versions = make(map[string]uint64, len(u.Services))
 		next.base = u.Revision
@@ -226,6 +229,9 @@ func (v *view) take(u lbstate.Update) {
 		}
 	} else {
 		next.digest, next.base, next.steps, next.restores = now.digest, now.base, now.steps, now.restores
+		if !u.ProfileChanged {
+			next.moved = now.moved
+		}
 	}
 	for _, name := range u.Removed {
 		if old, ok := v.versions[name]; ok {
@@ -297,20 +303,34 @@ func (m *moment) since(revision uint64) (services []lbstate.ServiceStatus, remov
 
 func (m *moment) covers(revision uint64) bool { return revision >= m.base && revision <= m.revision }
 
-// delta is what leads from a revision that m covers to m.
-func (m *moment) delta(cluster, since uint64) (*encoding, error) {
-	return m.encoding(encodingKey{cluster, since, false}, 0, func(e *encoding) error {
+// sum is the digest of the view, as an agent has it that does, or does not, know
+// profiles.
+func (m *moment) sum(profiles bool) uint64 {
+	if !profiles || m.profile == nil {
+		return m.digest
+	}
+	return m.digest + profileDigest(m.profile.Name, m.profile.Revision)
+}
+
+// delta is what leads from a revision that m covers to m, for an agent that does,
+// or does not, know profiles.
+func (m *moment) delta(cluster, since uint64, profiles bool) (*encoding, error) {
+	return m.encoding(encodingKey{cluster, since, false, profiles}, 0, func(e *encoding) error {
 		services, removed := m.since(since)
-		e.revision, e.digest = m.revision, m.digest
-		return e.encode(&agentpb.Update{Cluster: cluster, Since: since, Removed: removed}, services)
+		e.revision, e.digest = m.revision, m.sum(profiles)
+		u := &agentpb.Update{Cluster: cluster, Since: since, Removed: removed}
+		if profiles && m.moved > since {
+			say(u, m.profile)
+		}
+		return e.encode(u, services)
 	})
 }
 
 // read takes from the store what leads an agent from a revision to the present
 // state: what changed since, where that is known and full is not asked for, else
 // the whole.
-func (v *view) read(m *moment, cluster, since uint64, full bool) (*encoding, error) {
-	return m.encoding(encodingKey{cluster, since, full || since == 0}, keepRead, func(e *encoding) error {
+func (v *view) read(m *moment, cluster, since uint64, full, profiles bool) (*encoding, error) {
+	return m.encoding(encodingKey{cluster, since, full || since == 0, profiles}, keepRead, func(e *encoding) error {
 		u, err := v.server.cfg.Store.Watch(lbstate.WatchOptions{From: since, Full: true, Labels: v.labels}).Next(v.ctx)
 		if err != nil {
 			return err
@@ -325,7 +345,14 @@ func (v *view) read(m *moment, cluster, since uint64, full bool) (*encoding, err
 			services = slices.DeleteFunc(slices.Clone(services), func(s lbstate.ServiceStatus) bool { return s.Version <= since })
 			e.empty = len(services)+len(u.Removed) == 0 && u.Revision == since
 		}
-		return e.encode(&agentpb.Update{Cluster: cluster, Full: whole, Since: since, Removed: u.Removed}, services)
+		p := &agentpb.Update{Cluster: cluster, Full: whole, Since: since, Removed: u.Removed}
+		if profiles {
+			if u.Profile != nil {
+				e.digest += profileDigest(u.Profile.Name, u.Profile.Revision)
+			}
+			say(p, u.Profile)
+		}
+		return e.encode(p, services)
 	})
 }
 

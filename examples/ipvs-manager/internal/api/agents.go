@@ -45,12 +45,38 @@ func (a *API) agents(w http.ResponseWriter, r *http.Request) {
 		p.send(w, r)
 		return
 	}
+	send(w, r, http.StatusOK, a.gather(r.Context(), local))
+}
+
+// agent shows one agent: what it holds, which profile is in force there, and what
+// it could not do.
+func (a *API) agent(w http.ResponseWriter, r *http.Request) {
+	local, p := flag(r, "local")
+	if p != nil {
+		p.send(w, r)
+		return
+	}
+	name := r.PathValue("name")
+	list := a.gather(r.Context(), local)
+	i := slices.IndexFunc(list.Agents, func(n agent.AgentInfo) bool { return n.Name == name })
+	if i < 0 {
+		why := fmt.Sprintf("no agent %.100q is connected, or was lately", name)
+		for _, u := range list.Unanswered {
+			why += fmt.Sprintf("; server %s was not heard: %s", u.Name, u.Reason)
+		}
+		refused(http.StatusNotFound, why).send(w, r)
+		return
+	}
+	send(w, r, http.StatusOK, list.Agents[i])
+}
+
+func (a *API) gather(ctx context.Context, local bool) agentList {
 	list := agentList{At: time.Now(), Agents: a.cfg.Agents()}
 	if !local {
-		list = a.everywhere(r.Context())
+		list = a.everywhere(ctx)
 	}
 	list.Agents = newest(list.Agents)
-	send(w, r, http.StatusOK, list)
+	return list
 }
 
 // everywhere is what all servers know of agents.

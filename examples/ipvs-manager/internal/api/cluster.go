@@ -39,14 +39,17 @@ type ClusterView struct {
 	At        time.Time `json:"at"` // the answering server's clock
 	ClusterID string    `json:"cluster_id"`
 	// Predecessor is the cluster that this one was restored from; empty: none.
-	Predecessor string       `json:"predecessor,omitempty"`
-	Leader      string       `json:"leader"` // name; empty: none is known
-	Term        uint64       `json:"term"`
-	Commit      uint64       `json:"commit"`
-	Applied     uint64       `json:"applied"`
-	Server      About        `json:"server"` // the answering one
-	Members     []MemberView `json:"members"`
-	Forming     string       `json:"formation,omitempty"` // whom it waits for while there is no cluster
+	Predecessor string `json:"predecessor,omitempty"`
+	Leader      string `json:"leader"` // name; empty: none is known
+	Term        uint64 `json:"term"`
+	Commit      uint64 `json:"commit"`
+	Applied     uint64 `json:"applied"`
+	Server      About  `json:"server"` // the answering one
+	// Accepted are the versions up to which every member can apply commands, by
+	// state machine. What needs more is refused until the last member is upgraded.
+	Accepted raftstore.Versions `json:"accepted,omitempty"`
+	Members  []MemberView       `json:"members"`
+	Forming  string             `json:"formation,omitempty"` // whom it waits for while there is no cluster
 }
 
 // MemberView is one server of the cluster. IDs are text, for they do not fit
@@ -59,6 +62,9 @@ type MemberView struct {
 	Incarnation string    `json:"incarnation"`
 	Role        string    `json:"role"` // leader | follower | learner
 	Progress    *Progress `json:"progress,omitempty"`
+
+	// Versions are those of the commands that its program can apply.
+	Versions raftstore.Versions `json:"versions,omitempty"`
 }
 
 // Progress is how far a member's log is, as the leader knows it.
@@ -175,7 +181,7 @@ func (a *API) membership(err error) *problem {
 	switch {
 	case errors.Is(err, raftstore.ErrNoMember):
 		return refused(http.StatusNotFound, err.Error())
-	case errors.Is(err, raftstore.ErrNameInUse), errors.Is(err, raftstore.ErrQuorum), errors.Is(err, raftstore.ErrRemoved):
+	case errors.Is(err, raftstore.ErrNameInUse), errors.Is(err, raftstore.ErrQuorum), errors.Is(err, raftstore.ErrRemoved), errors.Is(err, raftstore.ErrOlder):
 		return &problem{Type: typeConflict, Status: http.StatusConflict, Outcome: notApplied, Detail: err.Error()}
 	}
 	return a.unavailable(err, true)

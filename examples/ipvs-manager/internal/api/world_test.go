@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/releases"
 	"github.com/ipvskit/ipvskit/lbstate"
+	accessdata "github.com/ipvskit/ipvskit/lbstate/access"
 	"github.com/ipvskit/ipvskit/raftstore"
 	"github.com/ipvskit/ipvskit/transport/agent"
 )
@@ -34,6 +36,7 @@ type world struct {
 	server  *httptest.Server
 	client  *http.Client
 	link    *link
+	access  *accessdata.Store
 	members *members
 	prober  prober
 	account account
@@ -172,6 +175,24 @@ func (m *members) Backup(w io.Writer) (raftstore.BackupInfo, error) {
 	return raftstore.BackupInfo{}, err
 }
 
+// asked makes requests those of an admin, or of the role that a header names.
+func asked(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, As(r, Caller{Role: accessdata.Role(cmp.Or(r.Header.Get("Test-Role"), "admin"))}))
+	})
+}
+
+func newAccess(t testing.TB) *accessdata.Store {
+	t.Helper()
+	state := accessdata.New(accessdata.Config{})
+	local, err := lbstate.NewLocal(t.TempDir(), state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { local.Close() })
+	return accessdata.NewStore(state, local)
+}
+
 func newWorld(t *testing.T, options ...func(*Config)) *world {
 	t.Helper()
 	return newTunedWorld(t, func(*API, *http.Server) {}, options...)
@@ -187,12 +208,12 @@ func newTunedWorld(t *testing.T, tune func(*API, *http.Server), options ...func(
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { local.Close() })
-	w := &world{t: t, link: &link{Replicator: local}, members: &members{}}
+	w := &world{t: t, link: &link{Replicator: local}, access: newAccess(t), members: &members{}}
 	w.members.view = ClusterView{ClusterID: "00000000000000c1", Leader: "node0", Term: 3, Members: []MemberView{
 		{Name: "node0", HTTPAddr: "127.0.0.1:1", Role: "leader"},
 	}}
 	cfg := Config{
-		Store: lbstate.NewStore(state, w.link), Cluster: w.members, Checks: &w.prober,
+		Store: lbstate.NewStore(state, w.link), Cluster: w.members, Checks: &w.prober, Access: w.access,
 		Agents: func() []agent.AgentInfo { return nil },
 		About:  About{Name: "node0"}, Releases: &w.account, Statistics: noStatistics,
 	}
@@ -211,7 +232,7 @@ func (w *world) serve(cfg Config, tune func(*API, *http.Server)) {
 	}
 	mux := http.NewServeMux()
 	w.api.Register(mux)
-	w.server = httptest.NewUnstartedServer(Guard([]string{"lb.example"}, mux))
+	w.server = httptest.NewUnstartedServer(Guard([]string{"lb.example"}, asked(mux)))
 	tune(w.api, w.server.Config)
 	w.server.Start()
 	w.client = w.server.Client()
