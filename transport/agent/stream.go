@@ -232,6 +232,8 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 	st.mu.Unlock()
 	if h.GetHeld() != "" {
 		st.release()
+	} else {
+		s.forgetRelease(hello.Name)
 	}
 
 	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1, profiles: hasProfiles(h.GetFeatures())}
