@@ -61,7 +61,7 @@ func TestCommandVersions(t *testing.T) {
 	a, b, c := nodes[0], nodes[1], nodes[2]
 	until(t, "all have said what they know", func() bool {
 		v := map[string]uint64{}
-		for _, m := range a.Members() {
+		for _, m := range b.Members() {
 			v[m.Name] = m.Versions["counter"]
 		}
 		return v["b"] == 2 && v["c"] == 2
