@@ -35,6 +35,7 @@ type stateDB struct {
 	pin         *bbolt.Tx // shows the last checkpoint, and keeps its pages
 	roomed      int64     // size of the file when its free pages were last looked at
 	roomedAt    int64     // commands that were applied by then
+	moreRoom    int64     // moreRoom; less in the simulation, whose disk copies the file
 
 	durable atomic.Uint64 // last.Index
 	behind  atomic.Bool   // a snapshot is in place of which the log has not heard

@@ -46,7 +46,7 @@ const (
 )
 
 func newStateDB(files disk.FS, dir string) *stateDB {
-	s := &stateDB{files: files, dir: dir}
+	s := &stateDB{files: files, dir: dir, moreRoom: moreRoom}
 	s.write.now = time.Now
 	s.write.later = func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }
 	return s
