@@ -2,7 +2,6 @@ package raftstore
 
 import (
 	"fmt"
-	"path/filepath"
 	"runtime/debug"
 
 	"go.etcd.io/bbolt"
@@ -84,7 +83,7 @@ func (s *stateDB) addPages(bytes int64) (err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer damaged(filepath.Join(s.dir, s.name), debug.SetPanicOnFault(true), &err)
+	defer damaged(s.dir, s.name, debug.SetPanicOnFault(true), &err)
 	for _, step := range []func(*bbolt.Tx) error{
 		func(tx *bbolt.Tx) error {
 			b, err := tx.CreateBucketIfNotExists(roomBucket)
