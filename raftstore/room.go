@@ -2,7 +2,6 @@ package raftstore
 
 import (
 	"fmt"
-	"path/filepath"
 	"runtime/debug"
 
 	"go.etcd.io/bbolt"
@@ -17,7 +16,7 @@ import (
 // them, where these are not the same, and for what one transaction replaces. The
 // file stays below five times its contents, and below twice these and 192 MiB.
 const (
-	firstRoom  = 256 << 10 // bytes
+	firstRoom  = 128 << 10 // bytes
 	turnover   = 64 << 20  // bytes of pages that are replaced between two checkpoints
 	moreRoom   = 2 << 20   // bytes for what is small
 	roomPiece  = 1 << 20   // bytes in one transaction, which updates wait for
@@ -42,7 +41,7 @@ func (s *stateDB) keepRoom() error {
 	if err := db.View(func(tx *bbolt.Tx) error { used = contentBytes(tx); return nil }); err != nil {
 		return err
 	}
-	want := used + 3*min(used, turnover) + moreRoom
+	want := used + 3*min(used, turnover) + s.moreRoom
 	if err := s.makeRoom(want - (size - used)); err != nil {
 		return err
 	}
@@ -84,7 +83,7 @@ func (s *stateDB) addPages(bytes int64) (err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer damaged(filepath.Join(s.dir, s.name), debug.SetPanicOnFault(true), &err)
+	defer damaged(s.dir, s.name, debug.SetPanicOnFault(true), &err)
 	for _, step := range []func(*bbolt.Tx) error{
 		func(tx *bbolt.Tx) error {
 			b, err := tx.CreateBucketIfNotExists(roomBucket)

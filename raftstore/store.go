@@ -147,6 +147,7 @@ func (s *Store) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	defer close(s.done)
 	defer close(s.stopped)
+	defer s.endReads()
 	defer s.cancel()
 
 	if s.cfg.Transport == nil && s.Identity().Cluster == 0 {
@@ -219,6 +220,7 @@ func (s *Store) Close() error {
 		cancel()
 		<-s.done
 	} else if first {
+		s.endReads()
 		close(s.stopped)
 	}
 	return s.release()

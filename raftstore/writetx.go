@@ -2,7 +2,6 @@ package raftstore
 
 import (
 	"fmt"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -46,7 +45,7 @@ const (
 )
 
 func newStateDB(files disk.FS, dir string) *stateDB {
-	s := &stateDB{files: files, dir: dir}
+	s := &stateDB{files: files, dir: dir, moreRoom: moreRoom}
 	s.write.now = time.Now
 	s.write.later = func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }
 	return s
@@ -76,7 +75,7 @@ func (s *stateDB) update(commands int, fn func(*bbolt.Tx) error) error {
 // inTx runs fn in the open transaction; mu is held.
 func (s *stateDB) inTx(fn func(*bbolt.Tx) error) (err error) {
 	w := &s.write
-	defer damaged(filepath.Join(s.dir, s.name), debug.SetPanicOnFault(true), &err)
+	defer damaged(s.dir, s.name, debug.SetPanicOnFault(true), &err)
 	if w.tx == nil {
 		if w.tx, err = s.db.Begin(true); err != nil {
 			return err
@@ -115,7 +114,7 @@ func (s *stateDB) commit() (err error) {
 			s.drop(err)
 		}
 	}()
-	defer damaged(filepath.Join(s.dir, s.name), debug.SetPanicOnFault(true), &err)
+	defer damaged(s.dir, s.name, debug.SetPanicOnFault(true), &err)
 	tx := w.tx
 	w.size.Store(tx.Size())
 	if err := tx.Commit(); err != nil {
