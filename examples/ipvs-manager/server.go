@@ -199,7 +199,7 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 	}
 	ac := api.Config{
 		Store: lb, Cluster: cluster{s.store}, Checks: s.checks, Access: s.accessStore, Agents: s.agents.Agents, About: about, Logger: s.log,
-		Releases: releases.NewStore(s.store.Machine(releases.Bucket)),
+		Statistics: s.agents.Statistics, Releases: releases.NewStore(s.store.Machine(releases.Bucket)),
 		Forming: func() string {
 			if p := s.formation.Progress(); !p.In() {
 				return p.String()

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/transport/agent/agentpb"
@@ -68,7 +70,7 @@ func wantBye(t *testing.T, stream grpc.BidiStreamingClient[agentpb.AgentMessage,
 func TestAgentsThatMisbehave(t *testing.T) {
 	store := newStore(t)
 	put(t, store, "one", 1, nil)
-	_, addr, _ := serve(t, store, 7, func(c *ServerConfig) { c.SilenceTimeout = 300 * time.Millisecond; c.MaxStreams = 2 })
+	_, addr, _ := serve(t, store, 7, func(c *ServerConfig) { c.SilenceTimeout = 300 * time.Millisecond })
 	labels := map[string]string{}
 	for i := range 65 {
 		labels[fmt.Sprint(i)] = ""
@@ -100,6 +102,7 @@ func TestAgentsThatMisbehave(t *testing.T) {
 		})
 	}
 	t.Run("are too many", func(t *testing.T) {
+		_, addr, _ := serve(t, store, 7, func(c *ServerConfig) { c.SilenceTimeout, c.MaxStreams = time.Minute, 2 })
 		for i := range 2 {
 			stream, _ := raw(t, addr)
 			if err := stream.Send(helloOf(&agentpb.Hello{Name: fmt.Sprint("full", i)})); err != nil {
@@ -115,6 +118,21 @@ func TestAgentsThatMisbehave(t *testing.T) {
 		}
 		wantBye(t, stream, agentpb.Bye_FULL, "takes 2 agents")
 	})
+}
+
+// A message from an agent has a bound, however it is announced.
+func TestAgentMessageIsBounded(t *testing.T) {
+	s, addr, _ := serve(t, newStore(t), 7, nil)
+	stream, _ := raw(t, addr)
+	if err := stream.Send(helloOf(&agentpb.Hello{Name: "large", Version: strings.Repeat("v", maxAgentMessage)})); err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if _, err := bye(stream); status.Code(err) != codes.ResourceExhausted && !errors.Is(err, io.EOF) {
+		t.Errorf("%v", err)
+	}
+	if len(s.Agents()) != 0 {
+		t.Errorf("it was let in: %v", s.Agents())
+	}
 }
 
 const largeServices = 150

@@ -19,6 +19,7 @@ const (
 type pendingRelease struct {
 	held, reason string
 	until        time.Time
+	sent         bool
 }
 
 // Release lets the agent of that name accept the state that it holds back, when
@@ -50,7 +51,7 @@ func (s *Server) keepRelease(name, held, reason string) (*stream, error) {
 	if len(s.releases) >= maxReleases {
 		return nil, errors.New("agent server: too many releases wait for their agents")
 	}
-	s.releases[name] = pendingRelease{clip(held), reason, time.Now().Add(keepReleases)}
+	s.releases[name] = pendingRelease{held: clip(held), reason: reason, until: time.Now().Add(keepReleases)}
 	return s.open[name], nil
 }
 
@@ -61,7 +62,8 @@ func (st *stream) release() {
 	r, ok := s.releases[st.hello.Name]
 	ok = ok && r.held == st.held && time.Now().Before(r.until)
 	if ok {
-		delete(s.releases, st.hello.Name)
+		r.sent = true
+		s.releases[st.hello.Name] = r
 	}
 	s.mu.Unlock()
 	if !ok {
@@ -95,3 +97,14 @@ func (s *session) released(r *agentpb.Release) error {
 // errReleased ends a stream, for the server still takes the agent to have what
 // it had at its hello.
 var errReleased = errors.New("the held state was released; the agent begins anew")
+
+// forgetRelease drops what was sent to an agent that now holds nothing back: it
+// has taken it. Until then a release is sent each time that the agent comes, for
+// its stream may end before the release arrives.
+func (s *Server) forgetRelease(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.releases[name].sent {
+		delete(s.releases, name)
+	}
+}

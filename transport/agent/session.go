@@ -30,6 +30,8 @@ type session struct {
 
 	ending   chan struct{} // closed when nothing more is received
 	requests chan []byte   // for a new credential, on their way to sendLoop
+	asked    chan *agentpb.StatisticsRequest
+	answered time.Time // when a question was last taken; of the receiver alone
 	renewal  renewal
 }
 
@@ -42,6 +44,9 @@ func (s *session) greet(ctx context.Context) error {
 	hello := &agentpb.Hello{
 		Name: c.cfg.Name, Version: c.cfg.Version, Features: withProfiles(c.cfg.Features), Labels: c.cfg.Labels,
 		Cluster: st.cluster, Revision: st.revision, Digest: st.sum(true),
+	}
+	if _, ok := c.cfg.Applier.(Counter); ok {
+		hello.Features = append(slices.Clip(hello.Features), featureStatistics)
 	}
 	if status.AppliedRevision > 0 && status.Applied.Revision > 0 {
 		hello.Applied = appliedToProto(status.Applied)
@@ -87,7 +92,14 @@ func (s *session) sendLoop(ctx context.Context) {
 	defer tick.Stop()
 	var received *agentpb.Ack // held back
 	var late <-chan time.Time
+	var report []*agentpb.AgentMessage // in between everything else
+	always := make(chan struct{})
+	close(always)
 	for {
+		var more <-chan struct{}
+		if len(report) > 0 {
+			more = always
+		}
 		m := &agentpb.AgentMessage{}
 		select {
 		case <-ctx.Done():
@@ -99,6 +111,11 @@ func (s *session) sendLoop(ctx context.Context) {
 			m.Message = &agentpb.AgentMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}
 		case request := <-s.requests:
 			m.Message = &agentpb.AgentMessage_Renew{Renew: &agentpb.Renew{Request: request}}
+		case q := <-s.asked:
+			report = s.client.report(q)
+			continue
+		case <-more:
+			m, report = report[0], report[1:]
 		case <-late:
 			m.Message = &agentpb.AgentMessage_Ack{Ack: received}
 			received, late = nil, nil
@@ -186,6 +203,14 @@ func (s *session) receive() error {
 			}
 		case m.GetHeartbeat() != nil:
 			s.renewIfDue(m.GetHeartbeat().GetTrust())
+		case m.GetStatistics() != nil:
+			if now := time.Now(); now.Sub(s.answered) >= askEvery/2 { // a server asks no more often
+				select {
+				case s.asked <- m.GetStatistics():
+					s.answered = now
+				default: // one at a time
+				}
+			}
 		case m.GetCredential() != nil:
 			s.renewed(m.GetCredential())
 		case m.GetWelcome() != nil:

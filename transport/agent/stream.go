@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,6 +47,7 @@ type stream struct {
 
 	hello  Hello                // set before begun; its labels are those that selected then
 	claims Hello                // the same, with the labels that were proved, or claimed
+	counts bool                 // the same: it has statistics
 	held   string               // the same: why it holds a state back
 	auth   credentials.AuthInfo // the same; nil without an Authenticator
 	begun  bool                 // guarded by the server's mu
@@ -65,6 +67,8 @@ type stream struct {
 	queue    []outgoing
 	sender   chan struct{} // closed when the sender, which sends the queue, ends; nil: there is none
 	answers  int           // in queue
+	question *question     // that waits for its answer
+	asked    time.Time     // when the last was
 	progress time.Time     // when the sender last got rid of a message
 }
 
@@ -160,6 +164,7 @@ func (st *stream) close(problem error) {
 	}
 	st.mu.Lock()
 	st.over, st.queue = true, nil
+	st.settle(st.question, ErrNotConnected)
 	v := st.view
 	st.view = nil
 	st.mu.Unlock()
@@ -208,7 +213,7 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 	if hello.Labels, err = s.selecting(ctx, hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
-	st.hello, st.held = hello, clip(h.GetHeld())
+	st.hello, st.held, st.counts = hello, clip(h.GetHeld()), slices.Contains(h.GetFeatures(), featureStatistics)
 	if code, reason := s.begin(ctx, st); code != agentpb.Bye_UNSPECIFIED {
 		return &farewell{code, reason}
 	}
@@ -227,6 +232,8 @@ func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 	st.mu.Unlock()
 	if h.GetHeld() != "" {
 		st.release()
+	} else {
+		s.forgetRelease(hello.Name)
 	}
 
 	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1, profiles: hasProfiles(h.GetFeatures())}
@@ -298,6 +305,8 @@ func (st *stream) take(m *agentpb.AgentMessage) error {
 		return nil
 	case *agentpb.AgentMessage_Renew:
 		return st.renew(m.Renew)
+	case *agentpb.AgentMessage_Statistics:
+		return st.counted(m.Statistics)
 	case *agentpb.AgentMessage_Ack:
 		st.server.known.acked(st.hello.Name, m.Ack)
 		switch m.Ack.GetKind() {

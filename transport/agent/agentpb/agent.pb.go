@@ -146,7 +146,7 @@ func (x Bye_Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Bye_Code.Descriptor instead.
 func (Bye_Code) EnumDescriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{15, 0}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{18, 0}
 }
 
 type AgentMessage struct {
@@ -157,6 +157,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Ack
 	//	*AgentMessage_Heartbeat
 	//	*AgentMessage_Renew
+	//	*AgentMessage_Statistics
 	Message       isAgentMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -235,6 +236,15 @@ func (x *AgentMessage) GetRenew() *Renew {
 	return nil
 }
 
+func (x *AgentMessage) GetStatistics() *StatisticsPart {
+	if x != nil {
+		if x, ok := x.Message.(*AgentMessage_Statistics); ok {
+			return x.Statistics
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Message interface {
 	isAgentMessage_Message()
 }
@@ -255,6 +265,10 @@ type AgentMessage_Renew struct {
 	Renew *Renew `protobuf:"bytes,4,opt,name=renew,proto3,oneof"` // answered with a credential
 }
 
+type AgentMessage_Statistics struct {
+	Statistics *StatisticsPart `protobuf:"bytes,15,opt,name=statistics,proto3,oneof"` // of the answer to a StatisticsRequest
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Message() {}
 
 func (*AgentMessage_Ack) isAgentMessage_Message() {}
@@ -262,6 +276,8 @@ func (*AgentMessage_Ack) isAgentMessage_Message() {}
 func (*AgentMessage_Heartbeat) isAgentMessage_Message() {}
 
 func (*AgentMessage_Renew) isAgentMessage_Message() {}
+
+func (*AgentMessage_Statistics) isAgentMessage_Message() {}
 
 type ServerMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -273,6 +289,7 @@ type ServerMessage struct {
 	//	*ServerMessage_Release
 	//	*ServerMessage_Bye
 	//	*ServerMessage_Credential
+	//	*ServerMessage_Statistics
 	Message       isServerMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -369,6 +386,15 @@ func (x *ServerMessage) GetCredential() *Credential {
 	return nil
 }
 
+func (x *ServerMessage) GetStatistics() *StatisticsRequest {
+	if x != nil {
+		if x, ok := x.Message.(*ServerMessage_Statistics); ok {
+			return x.Statistics
+		}
+	}
+	return nil
+}
+
 type isServerMessage_Message interface {
 	isServerMessage_Message()
 }
@@ -397,6 +423,11 @@ type ServerMessage_Credential struct {
 	Credential *Credential `protobuf:"bytes,6,opt,name=credential,proto3,oneof"`
 }
 
+type ServerMessage_Statistics struct {
+	// To agents with the feature "statistics", one at a time.
+	Statistics *StatisticsRequest `protobuf:"bytes,15,opt,name=statistics,proto3,oneof"`
+}
+
 func (*ServerMessage_Welcome) isServerMessage_Message() {}
 
 func (*ServerMessage_Chunk) isServerMessage_Message() {}
@@ -408,6 +439,8 @@ func (*ServerMessage_Release) isServerMessage_Message() {}
 func (*ServerMessage_Bye) isServerMessage_Message() {}
 
 func (*ServerMessage_Credential) isServerMessage_Message() {}
+
+func (*ServerMessage_Statistics) isServerMessage_Message() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1298,6 +1331,271 @@ func (x *Credential) GetRefused() string {
 	return ""
 }
 
+// StatisticsRequest asks for what the agent has counted within the last hour.
+type StatisticsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"` // with its backends; empty: all services, without theirs
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`    // Unix seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatisticsRequest) Reset() {
+	*x = StatisticsRequest{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatisticsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatisticsRequest) ProtoMessage() {}
+
+func (x *StatisticsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatisticsRequest.ProtoReflect.Descriptor instead.
+func (*StatisticsRequest) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *StatisticsRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *StatisticsRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *StatisticsRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+// StatisticsPart is a part of the answer. The parts of an answer follow each
+// other; other messages may come in between.
+type StatisticsPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Series        []*Series              `protobuf:"bytes,2,rep,name=series,proto3" json:"series,omitempty"`
+	Last          bool                   `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	Cut           bool                   `protobuf:"varint,4,opt,name=cut,proto3" json:"cut,omitempty"`        // with last: there was more than an answer may hold
+	Refused       string                 `protobuf:"bytes,5,opt,name=refused,proto3" json:"refused,omitempty"` // with last: why there is none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatisticsPart) Reset() {
+	*x = StatisticsPart{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatisticsPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatisticsPart) ProtoMessage() {}
+
+func (x *StatisticsPart) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatisticsPart.ProtoReflect.Descriptor instead.
+func (*StatisticsPart) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *StatisticsPart) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *StatisticsPart) GetSeries() []*Series {
+	if x != nil {
+		return x.Series
+	}
+	return nil
+}
+
+func (x *StatisticsPart) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *StatisticsPart) GetCut() bool {
+	if x != nil {
+		return x.Cut
+	}
+	return false
+}
+
+func (x *StatisticsPart) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+// Series is what was counted for a service, or for one of its backends. The
+// samples are in the order of time; each list has one number for each.
+type Series struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // of the backend; empty: the service as a whole
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	At            []int64                `protobuf:"varint,4,rep,packed,name=at,proto3" json:"at,omitempty"`           // Unix seconds when the sample's time ended
+	Seconds       []uint32               `protobuf:"varint,5,rep,packed,name=seconds,proto3" json:"seconds,omitempty"` // its length
+	Connections   []uint64               `protobuf:"varint,6,rep,packed,name=connections,proto3" json:"connections,omitempty"`
+	PacketsIn     []uint64               `protobuf:"varint,7,rep,packed,name=packets_in,json=packetsIn,proto3" json:"packets_in,omitempty"`
+	PacketsOut    []uint64               `protobuf:"varint,8,rep,packed,name=packets_out,json=packetsOut,proto3" json:"packets_out,omitempty"`
+	BytesIn       []uint64               `protobuf:"varint,9,rep,packed,name=bytes_in,json=bytesIn,proto3" json:"bytes_in,omitempty"`
+	BytesOut      []uint64               `protobuf:"varint,10,rep,packed,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
+	Active        []uint64               `protobuf:"varint,11,rep,packed,name=active,proto3" json:"active,omitempty"` // connections established at its end
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Series) Reset() {
+	*x = Series{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Series) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Series) ProtoMessage() {}
+
+func (x *Series) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Series.ProtoReflect.Descriptor instead.
+func (*Series) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Series) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Series) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Series) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Series) GetAt() []int64 {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Series) GetSeconds() []uint32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return nil
+}
+
+func (x *Series) GetConnections() []uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *Series) GetPacketsIn() []uint64 {
+	if x != nil {
+		return x.PacketsIn
+	}
+	return nil
+}
+
+func (x *Series) GetPacketsOut() []uint64 {
+	if x != nil {
+		return x.PacketsOut
+	}
+	return nil
+}
+
+func (x *Series) GetBytesIn() []uint64 {
+	if x != nil {
+		return x.BytesIn
+	}
+	return nil
+}
+
+func (x *Series) GetBytesOut() []uint64 {
+	if x != nil {
+		return x.BytesOut
+	}
+	return nil
+}
+
+func (x *Series) GetActive() []uint64 {
+	if x != nil {
+		return x.Active
+	}
+	return nil
+}
+
 // Release lets the state pass that the agent holds back.
 type Release struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1308,7 +1606,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1618,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1631,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Release) GetReason() string {
@@ -1353,7 +1651,7 @@ type Bye struct {
 
 func (x *Bye) Reset() {
 	*x = Bye{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1663,7 @@ func (x *Bye) String() string {
 func (*Bye) ProtoMessage() {}
 
 func (x *Bye) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1676,7 @@ func (x *Bye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bye.ProtoReflect.Descriptor instead.
 func (*Bye) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Bye) GetCode() Bye_Code {
@@ -1409,7 +1707,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1719,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1732,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{16}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRequest) GetName() string {
@@ -1493,7 +1791,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1803,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1816,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{17}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListResponse) GetCluster() uint64 {
@@ -1581,7 +1879,7 @@ type JournalBase struct {
 
 func (x *JournalBase) Reset() {
 	*x = JournalBase{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[18]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1891,7 @@ func (x *JournalBase) String() string {
 func (*JournalBase) ProtoMessage() {}
 
 func (x *JournalBase) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[18]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1904,7 @@ func (x *JournalBase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBase.ProtoReflect.Descriptor instead.
 func (*JournalBase) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{18}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JournalBase) GetCluster() uint64 {
@@ -1679,7 +1977,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[19]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1989,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[19]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +2002,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{19}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JournalEntry) GetEntry() isJournalEntry_Entry {
@@ -1752,13 +2050,16 @@ var File_transport_agent_agentpb_agent_proto protoreflect.FileDescriptor
 
 const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
-	"#transport/agent/agentpb/agent.proto\x12\x10ipvskit.agent.v1\x1a\x1flbstate/lbstatepb/desired.proto\"\xe3\x01\n" +
+	"#transport/agent/agentpb/agent.proto\x12\x10ipvskit.agent.v1\x1a\x1flbstate/lbstatepb/desired.proto\"\xa7\x02\n" +
 	"\fAgentMessage\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.ipvskit.agent.v1.HelloH\x00R\x05hello\x12)\n" +
 	"\x03ack\x18\x02 \x01(\v2\x15.ipvskit.agent.v1.AckH\x00R\x03ack\x12;\n" +
 	"\theartbeat\x18\x03 \x01(\v2\x1b.ipvskit.agent.v1.HeartbeatH\x00R\theartbeat\x12/\n" +
-	"\x05renew\x18\x04 \x01(\v2\x17.ipvskit.agent.v1.RenewH\x00R\x05renewB\t\n" +
-	"\amessage\"\xe1\x02\n" +
+	"\x05renew\x18\x04 \x01(\v2\x17.ipvskit.agent.v1.RenewH\x00R\x05renew\x12B\n" +
+	"\n" +
+	"statistics\x18\x0f \x01(\v2 .ipvskit.agent.v1.StatisticsPartH\x00R\n" +
+	"statisticsB\t\n" +
+	"\amessage\"\xa8\x03\n" +
 	"\rServerMessage\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.ipvskit.agent.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x17.ipvskit.agent.v1.ChunkH\x00R\x05chunk\x12;\n" +
@@ -1767,7 +2068,10 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\x03bye\x18\x05 \x01(\v2\x15.ipvskit.agent.v1.ByeH\x00R\x03bye\x12>\n" +
 	"\n" +
 	"credential\x18\x06 \x01(\v2\x1c.ipvskit.agent.v1.CredentialH\x00R\n" +
-	"credentialB\t\n" +
+	"credential\x12E\n" +
+	"\n" +
+	"statistics\x18\x0f \x01(\v2#.ipvskit.agent.v1.StatisticsRequestH\x00R\n" +
+	"statisticsB\t\n" +
 	"\amessage\"\xe0\x02\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -1859,7 +2163,32 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
 	"credential\x18\x01 \x01(\fR\n" +
 	"credential\x12\x18\n" +
-	"\arefused\x18\x02 \x01(\tR\arefused\"!\n" +
+	"\arefused\x18\x02 \x01(\tR\arefused\"S\n" +
+	"\x11StatisticsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\"\x92\x01\n" +
+	"\x0eStatisticsPart\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
+	"\x06series\x18\x02 \x03(\v2\x18.ipvskit.agent.v1.SeriesR\x06series\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\bR\x04last\x12\x10\n" +
+	"\x03cut\x18\x04 \x01(\bR\x03cut\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\tR\arefused\"\xac\x02\n" +
+	"\x06Series\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x0e\n" +
+	"\x02at\x18\x04 \x03(\x03R\x02at\x12\x18\n" +
+	"\aseconds\x18\x05 \x03(\rR\aseconds\x12 \n" +
+	"\vconnections\x18\x06 \x03(\x04R\vconnections\x12\x1d\n" +
+	"\n" +
+	"packets_in\x18\a \x03(\x04R\tpacketsIn\x12\x1f\n" +
+	"\vpackets_out\x18\b \x03(\x04R\n" +
+	"packetsOut\x12\x19\n" +
+	"\bbytes_in\x18\t \x03(\x04R\abytesIn\x12\x1b\n" +
+	"\tbytes_out\x18\n" +
+	" \x03(\x04R\bbytesOut\x12\x16\n" +
+	"\x06active\x18\v \x03(\x04R\x06active\"!\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xc0\x01\n" +
 	"\x03Bye\x12.\n" +
@@ -1923,7 +2252,7 @@ func file_transport_agent_agentpb_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_transport_agent_agentpb_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transport_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_transport_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_transport_agent_agentpb_agent_proto_goTypes = []any{
 	(Ack_Kind)(0),                    // 0: ipvskit.agent.v1.Ack.Kind
 	(Bye_Code)(0),                    // 1: ipvskit.agent.v1.Bye.Code
@@ -1941,54 +2270,60 @@ var file_transport_agent_agentpb_agent_proto_goTypes = []any{
 	(*Heartbeat)(nil),                // 13: ipvskit.agent.v1.Heartbeat
 	(*Renew)(nil),                    // 14: ipvskit.agent.v1.Renew
 	(*Credential)(nil),               // 15: ipvskit.agent.v1.Credential
-	(*Release)(nil),                  // 16: ipvskit.agent.v1.Release
-	(*Bye)(nil),                      // 17: ipvskit.agent.v1.Bye
-	(*ListRequest)(nil),              // 18: ipvskit.agent.v1.ListRequest
-	(*ListResponse)(nil),             // 19: ipvskit.agent.v1.ListResponse
-	(*JournalBase)(nil),              // 20: ipvskit.agent.v1.JournalBase
-	(*JournalEntry)(nil),             // 21: ipvskit.agent.v1.JournalEntry
-	nil,                              // 22: ipvskit.agent.v1.Hello.LabelsEntry
-	nil,                              // 23: ipvskit.agent.v1.ListRequest.LabelsEntry
-	(*lbstatepb.DesiredService)(nil), // 24: ipvskit.lbstate.v1.DesiredService
-	(*lbstatepb.DesiredProfile)(nil), // 25: ipvskit.lbstate.v1.DesiredProfile
+	(*StatisticsRequest)(nil),        // 16: ipvskit.agent.v1.StatisticsRequest
+	(*StatisticsPart)(nil),           // 17: ipvskit.agent.v1.StatisticsPart
+	(*Series)(nil),                   // 18: ipvskit.agent.v1.Series
+	(*Release)(nil),                  // 19: ipvskit.agent.v1.Release
+	(*Bye)(nil),                      // 20: ipvskit.agent.v1.Bye
+	(*ListRequest)(nil),              // 21: ipvskit.agent.v1.ListRequest
+	(*ListResponse)(nil),             // 22: ipvskit.agent.v1.ListResponse
+	(*JournalBase)(nil),              // 23: ipvskit.agent.v1.JournalBase
+	(*JournalEntry)(nil),             // 24: ipvskit.agent.v1.JournalEntry
+	nil,                              // 25: ipvskit.agent.v1.Hello.LabelsEntry
+	nil,                              // 26: ipvskit.agent.v1.ListRequest.LabelsEntry
+	(*lbstatepb.DesiredService)(nil), // 27: ipvskit.lbstate.v1.DesiredService
+	(*lbstatepb.DesiredProfile)(nil), // 28: ipvskit.lbstate.v1.DesiredProfile
 }
 var file_transport_agent_agentpb_agent_proto_depIdxs = []int32{
 	4,  // 0: ipvskit.agent.v1.AgentMessage.hello:type_name -> ipvskit.agent.v1.Hello
 	8,  // 1: ipvskit.agent.v1.AgentMessage.ack:type_name -> ipvskit.agent.v1.Ack
 	13, // 2: ipvskit.agent.v1.AgentMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
 	14, // 3: ipvskit.agent.v1.AgentMessage.renew:type_name -> ipvskit.agent.v1.Renew
-	5,  // 4: ipvskit.agent.v1.ServerMessage.welcome:type_name -> ipvskit.agent.v1.Welcome
-	6,  // 5: ipvskit.agent.v1.ServerMessage.chunk:type_name -> ipvskit.agent.v1.Chunk
-	13, // 6: ipvskit.agent.v1.ServerMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
-	16, // 7: ipvskit.agent.v1.ServerMessage.release:type_name -> ipvskit.agent.v1.Release
-	17, // 8: ipvskit.agent.v1.ServerMessage.bye:type_name -> ipvskit.agent.v1.Bye
-	15, // 9: ipvskit.agent.v1.ServerMessage.credential:type_name -> ipvskit.agent.v1.Credential
-	22, // 10: ipvskit.agent.v1.Hello.labels:type_name -> ipvskit.agent.v1.Hello.LabelsEntry
-	9,  // 11: ipvskit.agent.v1.Hello.applied:type_name -> ipvskit.agent.v1.Applied
-	24, // 12: ipvskit.agent.v1.Update.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	25, // 13: ipvskit.agent.v1.Update.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
-	0,  // 14: ipvskit.agent.v1.Ack.kind:type_name -> ipvskit.agent.v1.Ack.Kind
-	9,  // 15: ipvskit.agent.v1.Ack.applied:type_name -> ipvskit.agent.v1.Applied
-	12, // 16: ipvskit.agent.v1.Applied.failures:type_name -> ipvskit.agent.v1.Failure
-	10, // 17: ipvskit.agent.v1.Applied.profile:type_name -> ipvskit.agent.v1.AppliedProfile
-	11, // 18: ipvskit.agent.v1.AppliedProfile.overridden:type_name -> ipvskit.agent.v1.Overridden
-	1,  // 19: ipvskit.agent.v1.Bye.code:type_name -> ipvskit.agent.v1.Bye.Code
-	23, // 20: ipvskit.agent.v1.ListRequest.labels:type_name -> ipvskit.agent.v1.ListRequest.LabelsEntry
-	24, // 21: ipvskit.agent.v1.ListResponse.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	25, // 22: ipvskit.agent.v1.ListResponse.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
-	24, // 23: ipvskit.agent.v1.JournalBase.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	24, // 24: ipvskit.agent.v1.JournalBase.readable:type_name -> ipvskit.lbstate.v1.DesiredService
-	25, // 25: ipvskit.agent.v1.JournalBase.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
-	25, // 26: ipvskit.agent.v1.JournalBase.readable_profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
-	2,  // 27: ipvskit.agent.v1.Agents.Stream:input_type -> ipvskit.agent.v1.AgentMessage
-	18, // 28: ipvskit.agent.v1.Agents.List:input_type -> ipvskit.agent.v1.ListRequest
-	3,  // 29: ipvskit.agent.v1.Agents.Stream:output_type -> ipvskit.agent.v1.ServerMessage
-	19, // 30: ipvskit.agent.v1.Agents.List:output_type -> ipvskit.agent.v1.ListResponse
-	29, // [29:31] is the sub-list for method output_type
-	27, // [27:29] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	17, // 4: ipvskit.agent.v1.AgentMessage.statistics:type_name -> ipvskit.agent.v1.StatisticsPart
+	5,  // 5: ipvskit.agent.v1.ServerMessage.welcome:type_name -> ipvskit.agent.v1.Welcome
+	6,  // 6: ipvskit.agent.v1.ServerMessage.chunk:type_name -> ipvskit.agent.v1.Chunk
+	13, // 7: ipvskit.agent.v1.ServerMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
+	19, // 8: ipvskit.agent.v1.ServerMessage.release:type_name -> ipvskit.agent.v1.Release
+	20, // 9: ipvskit.agent.v1.ServerMessage.bye:type_name -> ipvskit.agent.v1.Bye
+	15, // 10: ipvskit.agent.v1.ServerMessage.credential:type_name -> ipvskit.agent.v1.Credential
+	16, // 11: ipvskit.agent.v1.ServerMessage.statistics:type_name -> ipvskit.agent.v1.StatisticsRequest
+	25, // 12: ipvskit.agent.v1.Hello.labels:type_name -> ipvskit.agent.v1.Hello.LabelsEntry
+	9,  // 13: ipvskit.agent.v1.Hello.applied:type_name -> ipvskit.agent.v1.Applied
+	27, // 14: ipvskit.agent.v1.Update.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	28, // 15: ipvskit.agent.v1.Update.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
+	0,  // 16: ipvskit.agent.v1.Ack.kind:type_name -> ipvskit.agent.v1.Ack.Kind
+	9,  // 17: ipvskit.agent.v1.Ack.applied:type_name -> ipvskit.agent.v1.Applied
+	12, // 18: ipvskit.agent.v1.Applied.failures:type_name -> ipvskit.agent.v1.Failure
+	10, // 19: ipvskit.agent.v1.Applied.profile:type_name -> ipvskit.agent.v1.AppliedProfile
+	11, // 20: ipvskit.agent.v1.AppliedProfile.overridden:type_name -> ipvskit.agent.v1.Overridden
+	18, // 21: ipvskit.agent.v1.StatisticsPart.series:type_name -> ipvskit.agent.v1.Series
+	1,  // 22: ipvskit.agent.v1.Bye.code:type_name -> ipvskit.agent.v1.Bye.Code
+	26, // 23: ipvskit.agent.v1.ListRequest.labels:type_name -> ipvskit.agent.v1.ListRequest.LabelsEntry
+	27, // 24: ipvskit.agent.v1.ListResponse.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	28, // 25: ipvskit.agent.v1.ListResponse.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
+	27, // 26: ipvskit.agent.v1.JournalBase.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	27, // 27: ipvskit.agent.v1.JournalBase.readable:type_name -> ipvskit.lbstate.v1.DesiredService
+	28, // 28: ipvskit.agent.v1.JournalBase.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
+	28, // 29: ipvskit.agent.v1.JournalBase.readable_profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
+	2,  // 30: ipvskit.agent.v1.Agents.Stream:input_type -> ipvskit.agent.v1.AgentMessage
+	21, // 31: ipvskit.agent.v1.Agents.List:input_type -> ipvskit.agent.v1.ListRequest
+	3,  // 32: ipvskit.agent.v1.Agents.Stream:output_type -> ipvskit.agent.v1.ServerMessage
+	22, // 33: ipvskit.agent.v1.Agents.List:output_type -> ipvskit.agent.v1.ListResponse
+	32, // [32:34] is the sub-list for method output_type
+	30, // [30:32] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_transport_agent_agentpb_agent_proto_init() }
@@ -2001,6 +2336,7 @@ func file_transport_agent_agentpb_agent_proto_init() {
 		(*AgentMessage_Ack)(nil),
 		(*AgentMessage_Heartbeat)(nil),
 		(*AgentMessage_Renew)(nil),
+		(*AgentMessage_Statistics)(nil),
 	}
 	file_transport_agent_agentpb_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
@@ -2009,8 +2345,9 @@ func file_transport_agent_agentpb_agent_proto_init() {
 		(*ServerMessage_Release)(nil),
 		(*ServerMessage_Bye)(nil),
 		(*ServerMessage_Credential)(nil),
+		(*ServerMessage_Statistics)(nil),
 	}
-	file_transport_agent_agentpb_agent_proto_msgTypes[19].OneofWrappers = []any{
+	file_transport_agent_agentpb_agent_proto_msgTypes[22].OneofWrappers = []any{
 		(*JournalEntry_Update)(nil),
 		(*JournalEntry_Applied)(nil),
 	}
@@ -2020,7 +2357,7 @@ func file_transport_agent_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transport_agent_agentpb_agent_proto_rawDesc), len(file_transport_agent_agentpb_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

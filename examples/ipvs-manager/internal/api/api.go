@@ -8,7 +8,7 @@
 // As who makes them; each path needs a role.
 //
 //	goroutine              started by   stopped by                  state it owns
-//	asking another server  agents       its answer, or a second     none
+//	asking another server  everywhere   its answer, or a second     none
 package api
 
 import (
@@ -50,6 +50,10 @@ type Config struct {
 
 	Releases Releases // required
 
+	// Statistics asks an agent that is connected to this server; see
+	// agent.Server. Required.
+	Statistics func(ctx context.Context, agent, service string, since time.Time) (agent.Statistics, error)
+
 	// Forming says whom this node waits for while it has no cluster, for people.
 	// Nil says nothing.
 	Forming func() string
@@ -72,8 +76,8 @@ type API struct {
 
 // New returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Access == nil || cfg.Agents == nil || cfg.Releases == nil {
-		return nil, errors.New("api: Store, Cluster, Checks, Access, Agents and Releases are required")
+	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Access == nil || cfg.Agents == nil || cfg.Releases == nil || cfg.Statistics == nil {
+		return nil, errors.New("api: Store, Cluster, Checks, Access, Agents, Releases and Statistics are required")
 	}
 	if cfg.Forming == nil {
 		cfg.Forming = func() string { return "" }
@@ -126,6 +130,7 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/agents":                                   {get: a.agents},
 		"/api/v1/agents/{name}":                            {get: a.agent},
 		"/api/v1/agents/{name}/release":                    {post: a.releaseAgent},
+		"/api/v1/agents/{name}/statistics":                 {get: a.agentStatistics},
 		"/api/v1/releases":                                 {get: a.listReleases},
 		"/api/v1/cluster":                                  {get: a.cluster},
 		"/api/v1/cluster/members":                          {post: a.addMember},

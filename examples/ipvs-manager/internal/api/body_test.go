@@ -110,7 +110,7 @@ func FuzzWrite(f *testing.F) {
 	}
 	f.Cleanup(func() { local.Close() })
 	store := lbstate.NewStore(state, local)
-	api, err := New(Config{Store: store, Cluster: &members{}, Checks: &prober{}, Access: newAccess(f), Agents: nobody, Releases: &account{}})
+	api, err := New(Config{Store: store, Cluster: &members{}, Checks: &prober{}, Access: newAccess(f), Agents: nobody, Releases: &account{}, Statistics: noStatistics})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func FuzzPath(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { local.Close() })
-	api, err := New(Config{Store: lbstate.NewStore(state, local), Cluster: &members{}, Checks: &prober{}, Access: newAccess(f), Agents: nobody, Releases: &account{}})
+	api, err := New(Config{Store: lbstate.NewStore(state, local), Cluster: &members{}, Checks: &prober{}, Access: newAccess(f), Agents: nobody, Releases: &account{}, Statistics: noStatistics})
 	if err != nil {
 		f.Fatal(err)
 	}

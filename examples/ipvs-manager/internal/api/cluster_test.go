@@ -203,7 +203,7 @@ func TestOnARealStore(t *testing.T) {
 	defer store.Close()
 	w := &world{t: t}
 	w.serve(Config{
-		Store: lbstate.NewStore(state, store.Machine(lbstate.Bucket)), Checks: &w.prober, Cluster: oneNode{store}, Access: newAccess(t), Agents: nobody, Releases: &account{},
+		Store: lbstate.NewStore(state, store.Machine(lbstate.Bucket)), Checks: &w.prober, Cluster: oneNode{store}, Access: newAccess(t), Agents: nobody, Releases: &account{}, Statistics: noStatistics,
 		About: About{Name: "node0"}, Timeout: 5 * time.Second,
 	}, func(*API, *http.Server) {})
 	w.do(http.MethodGet, "/readyz", "").ok(http.StatusServiceUnavailable, nil)

@@ -42,6 +42,10 @@ type world struct {
 	account account
 }
 
+func noStatistics(context.Context, string, string, time.Time) (agent.Statistics, error) {
+	return agent.Statistics{}, agent.ErrNotConnected
+}
+
 // account is a Releases in memory.
 type account struct {
 	mu  sync.Mutex // guards the fields below
@@ -211,7 +215,7 @@ func newTunedWorld(t *testing.T, tune func(*API, *http.Server), options ...func(
 	cfg := Config{
 		Store: lbstate.NewStore(state, w.link), Cluster: w.members, Checks: &w.prober, Access: w.access,
 		Agents: func() []agent.AgentInfo { return nil },
-		About:  About{Name: "node0"}, Releases: &w.account,
+		About:  About{Name: "node0"}, Releases: &w.account, Statistics: noStatistics,
 	}
 	for _, option := range options {
 		option(&cfg)
