@@ -14,7 +14,7 @@ import (
 // by everything that is written meanwhile. So it is given free pages for the contents
 // as a user's reader has them, for those as the last checkpoint and the next have
 // them, where these are not the same, and for what one transaction replaces. The
-// file stays below five times its contents, and below twice these and 192 MiB.
+// file stays below five times its contents and 2 MiB; a large one below twice these and 194 MiB.
 const (
 	firstRoom  = 128 << 10 // bytes
 	turnover   = 64 << 20  // bytes of pages that are replaced between two checkpoints
