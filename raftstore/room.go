@@ -20,7 +20,8 @@ const (
 	turnover   = 64 << 20  // bytes of pages that are replaced between two checkpoints
 	moreRoom   = 2 << 20   // bytes for what is small
 	roomPiece  = 1 << 20   // bytes in one transaction, which updates wait for
-	roomGrowth = 32 << 20  // bytes by which the file may grow between two checkpoints
+	roomStep   = 8 << 20   // bytes at one checkpoint
+	roomGrowth = 128 << 20 // bytes by which the file may grow until the next checkpoint, or twice its size if that is more
 )
 
 // roomBucket holds pages for the moment between their allocation and their release.
@@ -44,10 +45,10 @@ func (s *stateDB) keepRoom() error {
 	}
 	lacking := used + 3*min(used, turnover) + s.moreRoom - (size - used)
 	// Little by little, for the checkpoint syncs it; the rest comes with the next.
-	if err := s.makeRoom(min(lacking, roomGrowth)); err != nil {
+	if err := s.makeRoom(min(lacking, roomStep)); err != nil {
 		return err
 	}
-	if lacking <= roomGrowth {
+	if lacking <= roomStep {
 		s.roomed, s.roomedAt = s.highWater(), applied
 	}
 	return nil
