@@ -61,6 +61,13 @@
 // from run to run are no transitions. [Engine.Announce] has a state reported
 // again.
 //
+// # Events
+//
+// [Engine.Events] has the last transitions, first failures, warnings, holds,
+// pauses, and the alarms of a watchdog that notices when checks stay overdue.
+// Whoever looks on asks for what comes after what it has seen: a slow one misses
+// some, and holds up nobody.
+//
 // # Cost
 //
 // An idle check takes 266 bytes, its name and its place in the index included;
@@ -84,6 +91,7 @@
 //	goroutine  started by             stopped by         state it owns
 //	Run        the caller             its ctx, Close     joins the others
 //	scheduler  Run                    end of Run         the wheel, the lag meter
+//	watchdog   Run                    end of Run         whether it has alarmed
 //	reporter   Run, if there is a     end of Run         the call of the sink, its
 //	           sink                                      back-off
 //	worker     scheduler, for a       when its lane has  the probe that runs

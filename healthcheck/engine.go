@@ -54,6 +54,11 @@ type Config struct {
 	Slack time.Duration
 	// Hold says when mass failure is suspected.
 	Hold Hold
+	// Overdue is how late the oldest check that is due may be before a watchdog
+	// raises an alarm. Default 5 s.
+	Overdue time.Duration
+	// Events is how many events are kept for Engine.Events. Default 256.
+	Events int
 
 	Logger  *zap.Logger // nil: silent
 	Metrics Metrics     // nil: none
@@ -68,6 +73,7 @@ func (c Config) withDefaults() Config {
 		{&c.ReportTimeout, 10 * time.Second},
 		{&c.BackOff, 100 * time.Millisecond},
 		{&c.Slack, 10 * time.Millisecond},
+		{&c.Overdue, 5 * time.Second},
 	} {
 		if *d.value == 0 {
 			*d.value = d.std
@@ -75,6 +81,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxBatch == 0 {
 		c.MaxBatch = 1000
+	}
+	if c.Events == 0 {
+		c.Events = 256
 	}
 	lane := max(16, min(2048, fileLimit()/8))
 	if c.InFlight == 0 {
@@ -97,19 +106,24 @@ func (c Config) withDefaults() Config {
 }
 
 func (c Config) validate() error {
-	if c.Coalesce < 0 || c.ReportTimeout < 0 || c.BackOff < 0 || c.Slack < 0 {
-		return fmt.Errorf("health-check config: coalesce %v, report timeout %v, back-off %v, slack %v: none may be negative",
-			c.Coalesce, c.ReportTimeout, c.BackOff, c.Slack)
+	if c.Coalesce < 0 || c.ReportTimeout < 0 || c.BackOff < 0 || c.Slack < 0 || c.Overdue < 0 {
+		return fmt.Errorf("health-check config: coalesce %v, report timeout %v, back-off %v, slack %v, overdue %v: none may be negative",
+			c.Coalesce, c.ReportTimeout, c.BackOff, c.Slack, c.Overdue)
 	}
 	if c.MaxBatch < 0 || c.InFlight < 0 || c.StalledInFlight < 0 {
 		return fmt.Errorf("health-check config: max batch %d, in flight %d, stalled in flight %d: none may be negative",
 			c.MaxBatch, c.InFlight, c.StalledInFlight)
+	}
+	if c.Events < 0 || c.Events > maxEvents {
+		return fmt.Errorf("health-check config: events is %d, want 0 to %d", c.Events, maxEvents)
 	}
 	if c.Jitter > 0.25 {
 		return fmt.Errorf("health-check config: jitter is %v, want at most 0.25", c.Jitter)
 	}
 	return c.Hold.validate()
 }
+
+const maxEvents = 1 << 16
 
 // Engine probes any number of checks. All its methods may be called from any
 // goroutine.
@@ -134,7 +148,8 @@ type Engine struct {
 	lag      lagMeter
 	hold     episode
 	pending  []*record
-	events   []event // to be told when mu is released
+	events   []Event // to be told when mu is released
+	recent   recent
 	seq      uint64
 	wakeAt   time.Duration // when the scheduler wakes up next
 	ran      bool
@@ -212,6 +227,7 @@ func (e *Engine) Run(ctx context.Context) error {
 
 	var workers sync.WaitGroup
 	workers.Go(func() { e.schedule(ctx) })
+	workers.Go(func() { e.watchdog(ctx) })
 	if e.cfg.Sink != nil {
 		workers.Go(func() { e.reportLoop(ctx) })
 	}
@@ -311,13 +327,16 @@ func (e *Engine) remove(r *record) {
 func (e *Engine) Pause(ids ...string) {
 	e.mu.Lock()
 	defer e.release()
+	told := Event{Kind: EventPaused}
 	for _, id := range ids {
 		if r := e.checks[id]; r != nil && !r.paused {
 			r.paused = true
 			r.generation++
 			e.unplace(r)
+			told.counts(id)
 		}
 	}
+	e.happened(told)
 }
 
 // Resume undoes Pause.
@@ -325,14 +344,17 @@ func (e *Engine) Resume(ids ...string) {
 	e.mu.Lock()
 	defer e.release()
 	var fresh []*record
+	told := Event{Kind: EventResumed}
 	for _, id := range ids {
 		if r := e.checks[id]; r != nil && r.paused {
 			r.paused = false
+			told.counts(id)
 			if r.place == resting {
 				fresh = append(fresh, r)
 			}
 		}
 	}
+	e.happened(told)
 	e.begin(fresh)
 }
 
@@ -360,7 +382,7 @@ func (e *Engine) believe(r *record, now time.Duration) {
 	e.count[from]--
 	e.count[r.raw]++
 	r.effective, r.since = r.raw, now
-	e.events = append(e.events, event{kind: eventTransition, id: r.id, from: from, to: r.effective, result: r.why()})
+	e.events = append(e.events, Event{Kind: EventTransition, Check: r.id, From: from, To: r.effective, Result: r.why()})
 	e.enqueue(r)
 }
 

@@ -147,7 +147,7 @@ func (e *Engine) fallen(r *record, now time.Duration) {
 	hold, began := e.hold.fell(r, now, e.count[Up])
 	if began {
 		e.askCanaries()
-		e.events = append(e.events, event{kind: eventHoldBegan, text: e.hold.why, count: e.hold.held})
+		e.events = append(e.events, Event{Kind: EventHoldBegan, Text: e.hold.why, Count: e.hold.held})
 	}
 	if hold {
 		e.enqueueHeld(r)
@@ -197,7 +197,7 @@ func (e *Engine) reviewHold(now time.Duration) {
 // this host is well once more its targets may be too, each a moment later.
 func (e *Engine) endHold(now time.Duration, why string, believe bool) {
 	h := &e.hold
-	e.events = append(e.events, event{kind: eventHoldEnded, text: why, count: h.held})
+	e.events = append(e.events, Event{Kind: EventHoldEnded, Text: why, Count: h.held})
 	h.active, h.spent = false, true
 	h.members, h.ended = 0, now
 	if h.held == 0 {

@@ -214,6 +214,9 @@ func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 		r.latency = res.Latency
 		r.quantile.add(res.Latency)
 	}
+	if res.OK() && res.Warning != "" && (r.result == nil || r.result.Warning != res.Warning) {
+		e.events = append(e.events, Event{Kind: EventWarning, Check: r.id, Result: res})
+	}
 	switch {
 	case res == Result{Class: OK, Latency: res.Latency}:
 		r.result = nil
@@ -245,7 +248,7 @@ func (e *Engine) settle(r *record, res Result, began, now time.Duration) {
 	} else if r.held() && !res.OK() && !e.hold.active && began >= e.hold.ended {
 		e.concede(r, now)
 	} else if first {
-		e.events = append(e.events, event{kind: eventFirstFailure, id: r.id, result: res})
+		e.events = append(e.events, Event{Kind: EventFirstFailure, Check: r.id, Result: res})
 	}
 	if r.confirmed && !confirmed {
 		r.cause = r.result
@@ -262,7 +265,7 @@ func (e *Engine) tellInconclusive(r *record, res Result, now time.Duration) {
 	if e.inconclusiveTold != 0 && now-e.inconclusiveTold < time.Minute {
 		return
 	}
-	e.events = append(e.events, event{kind: eventInconclusive, id: r.id, result: res, count: e.inconclusive})
+	e.events = append(e.events, Event{Kind: EventInconclusive, Check: r.id, Result: res, Count: e.inconclusive})
 	e.inconclusive, e.inconclusiveTold = 0, now
 }
 
@@ -276,7 +279,7 @@ func (e *Engine) again(r *record, began, ended time.Duration) {
 		late := r.grid(ended, interval)
 		skipped := int((late - next) / interval)
 		e.skipped += uint64(skipped)
-		e.events = append(e.events, event{kind: eventSkipped, count: skipped})
+		e.events = append(e.events, Event{Kind: eventSkipped, Count: skipped})
 		next = late
 	}
 	if j := time.Duration(e.cfg.Jitter * float64(interval)); j > 0 {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -49,6 +51,21 @@ func (e *Engine) Statuses() []Status {
 		all = append(all, e.status(r))
 	}
 	return all
+}
+
+// Noted tells of those checks, by ID, whose last result was a success with a
+// warning, or inconclusive: what their states do not show.
+func (e *Engine) Noted() []Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var noted []Status
+	for _, r := range e.checks {
+		if r.result != nil && (r.result.Warning != "" || !r.result.Conclusive()) {
+			noted = append(noted, e.status(r))
+		}
+	}
+	slices.SortFunc(noted, func(a, b Status) int { return strings.Compare(a.ID, b.ID) })
+	return noted
 }
 
 func (e *Engine) status(r *record) Status {

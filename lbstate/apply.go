@@ -130,7 +130,7 @@ func (t *table) commit(c *lbstatepb.Command, x *txn) (BatchResult, error) {
 	// All that goes leaves before anything comes, so that two services can swap
 	// their listeners.
 	for _, ch := range changed {
-		if s := ch.old.Service; s != nil {
+		if s := ch.old.Service; s != nil && !ch.keepsListener() {
 			if err := t.unlist(*s); err != nil {
 				return res, err
 			}
@@ -166,23 +166,35 @@ func (t *table) write(c *change) error {
 	if c.ref.Kind != KindService {
 		return nil
 	}
+	if s := c.new.Service; s != nil && !c.keepsListener() {
+		if err := t.put(listenersBucket, []byte(s.listenerKey()), []byte(s.Name)); err != nil {
+			return err
+		}
+	}
 	if err := t.index(c.old.Service, c.new.Service); err != nil {
 		return err
 	}
 	return t.keepHealth(c.old.Service, c.new.Service)
 }
 
+// keepsListener says whether a service has the listener that it had.
+func (c *change) keepsListener() bool {
+	old, now := c.old.Service, c.new.Service
+	return old != nil && now != nil && old.VIP == now.VIP && old.Port == now.Port && old.Protocol == now.Protocol &&
+		old.FWMark == now.FWMark && old.Family == now.Family
+}
+
 // index makes the indexes of a service's addresses and checks what its new
 // form says. Either form may be nil.
 func (t *table) index(old, now *Service) error {
+	if old != nil && now != nil && old.indexedLike(now) {
+		return nil
+	}
 	var before, after []indexEntry
 	if old != nil {
 		before = old.indexed()
 	}
 	if now != nil {
-		if err := t.put(listenersBucket, []byte(now.listenerKey()), []byte(now.Name)); err != nil {
-			return err
-		}
 		after = now.indexed()
 	}
 	if slices.Equal(before, after) {

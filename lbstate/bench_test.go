@@ -149,3 +149,31 @@ func BenchmarkWake(b *testing.B) {
 	cancel()
 	all.Wait()
 }
+
+// One change after the other through a Store, each in a transaction of its own:
+// what a lone writer pays, without the disk.
+func BenchmarkChange(b *testing.B) {
+	const size = 10_000
+	n := newNode(b)
+	benchLoad(b, n, size)
+	change := func(name string, write func(i, weight int) error) {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := range b.N {
+				if err := write(i, i%60000+101); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	ctx := context.Background()
+	change("service", func(i, weight int) error {
+		_, err := n.PutService(ctx, benchService(i*7919%size, weight), WriteOptions{})
+		return err
+	})
+	change("backend", func(i, weight int) error {
+		s := benchService(i*7919%size, weight)
+		_, err := n.PutBackend(ctx, s.Name, s.Backends[i%10], WriteOptions{})
+		return err
+	})
+}

@@ -8,13 +8,14 @@ import (
 
 // cache shares what readers work out of the state: many watchers that wake at
 // once decode a change once, and encode it once. It holds no more than the
-// services that there are. What it gives out is never changed.
+// services and profiles that there are. What it gives out is never changed.
 type cache struct {
 	mu       sync.Mutex // guards the following
 	restores uint64     // of the state that it is of
 	revision uint64
 	statuses map[string]*ServiceStatus // as at the revision; those not asked for are missing
 	list     []ServiceStatus           // all of them; nil: not asked for
+	profiles []DirectorProfile         // all of them; nil: not asked for
 	last     *difference               // that a watcher worked out last
 }
 
@@ -34,18 +35,21 @@ func (c *cache) follow(r *reader) (bool, error) {
 	}
 	fresh := r.restores != c.restores || c.statuses == nil
 	if !fresh && r.revision > c.revision {
-		names, kept, err := r.servicesChangedSince(c.revision)
+		changed, kept, err := r.namesChangedSince(c.revision)
 		if err != nil {
 			return false, err
 		}
 		fresh = !kept
-		for _, name := range names {
+		for _, name := range changed.services {
 			delete(c.statuses, name)
 		}
 		c.list = nil
+		if len(changed.profiles) > 0 {
+			c.profiles = nil
+		}
 	}
 	if fresh {
-		c.statuses, c.list, c.last = map[string]*ServiceStatus{}, nil, nil
+		c.statuses, c.list, c.profiles, c.last = map[string]*ServiceStatus{}, nil, nil, nil
 	}
 	c.restores, c.revision = r.restores, r.revision
 	return true, nil
@@ -109,6 +113,28 @@ func (r *reader) services() ([]ServiceStatus, error) {
 	if err == nil && shared {
 		list = slices.Clip(list)
 		r.cache.list = list
+	}
+	return list, err
+}
+
+// profiles returns every profile.
+func (r *reader) profiles() ([]DirectorProfile, error) {
+	r.cache.mu.Lock()
+	defer r.cache.mu.Unlock()
+	shared, err := r.cache.follow(r)
+	if err != nil {
+		return nil, err
+	}
+	if shared && r.cache.profiles != nil {
+		return r.cache.profiles, nil
+	}
+	list := []DirectorProfile{}
+	err = r.each(KindProfile, nil, func(rec record) error {
+		list = append(list, *rec.Profile)
+		return nil
+	})
+	if err == nil && shared {
+		r.cache.profiles = list
 	}
 	return list, err
 }

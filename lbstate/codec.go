@@ -6,18 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
-	"math"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/ipvskit/ipvskit/lbstate/internal/stored"
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // DamageError says that a value in the database is not what was written. The
 // node must not go on from it.
@@ -35,80 +31,24 @@ func damaged(bucket, key []byte, reason string) error {
 	return &DamageError{Bucket: string(bucket), Key: string(key), Reason: reason}
 }
 
-func checksum(bucket, key, body []byte) uint32 {
-	c := crc32.Update(0, castagnoli, bucket)
-	c = crc32.Update(c, castagnoli, []byte{0})
-	c = crc32.Update(c, castagnoli, key)
-	c = crc32.Update(c, castagnoli, []byte{0})
-	return crc32.Update(c, castagnoli, body)
-}
-
-// seal makes a value of the database: CRC32C over where it is and what it
-// says, then the body.
-func seal(bucket, key, body []byte) []byte {
-	out := make([]byte, 4, 4+len(body))
-	binary.BigEndian.PutUint32(out, checksum(bucket, key, body))
-	return append(out, body...)
-}
+func seal(bucket, key, body []byte) []byte { return stored.Seal(bucket, key, body) }
 
 // unseal returns the body, which is the database's: not to be changed or kept.
 func unseal(bucket, key, data []byte) ([]byte, error) {
-	if len(data) < 4 || binary.BigEndian.Uint32(data) != checksum(bucket, key, data[4:]) {
+	body, ok := stored.Unseal(bucket, key, data)
+	if !ok {
 		return nil, damaged(bucket, key, "the checksum does not match")
 	}
-	return data[4:], nil
+	return body, nil
 }
 
-// encode is deterministic: the messages have no maps and no unknown fields.
-func encode(m proto.Message) ([]byte, error) {
-	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
-}
+func encode(m proto.Message) ([]byte, error) { return stored.Encode(m) }
 
 // revisionKey is the key of a number, in the order of numbers.
-func revisionKey(r uint64) []byte { return binary.BigEndian.AppendUint64(nil, r) }
+func revisionKey(r uint64) []byte { return stored.NumberKey(r) }
 
 // number is the inverse of revisionKey; what is no number comes last.
-func number(key []byte) uint64 {
-	if len(key) != 8 {
-		return math.MaxUint64
-	}
-	return binary.BigEndian.Uint64(key)
-}
-
-// CommandVersion is the highest version of commands that this program can apply,
-// and that it writes. A command has the lowest version that can say what it says,
-// and is proposed only when every member knows that one (Replicator.Accepts).
-const CommandVersion = 1
-
-// fieldVersions are the versions that brought the fields of a command, of all
-// those that version 1 does not have.
-var fieldVersions = map[protoreflect.FullName]uint32{}
-
-// CommandVersion is the highest version of commands that Apply takes.
-func (s *State) CommandVersion() uint64 { return CommandVersion }
-
-// versionOf is the lowest version that has every field which is set in a message,
-// or below it.
-func versionOf(m protoreflect.Message) uint32 {
-	version := uint32(1)
-	if len(fieldVersions) == 0 {
-		return version
-	}
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		version = max(version, fieldVersions[f.FullName()])
-		switch {
-		case f.Message() == nil:
-		case f.IsList():
-			for i := range v.List().Len() {
-				version = max(version, versionOf(v.List().Get(i).Message()))
-			}
-		default:
-			version = max(version, versionOf(v.Message()))
-		}
-		return true
-	})
-	return version
-}
+func number(key []byte) uint64 { return stored.Number(key) }
 
 // MaxCommandBytes bounds one command, as the replicated log has it.
 const MaxCommandBytes = 1 << 20
@@ -119,8 +59,8 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 	if len(data) > MaxCommandBytes {
 		return nil, fmt.Errorf("command of %d bytes: at most %d are allowed", len(data), MaxCommandBytes)
 	}
-	c := &lbstatepb.Command{}
-	if err := proto.Unmarshal(data, c); err != nil {
+	c, whole, err := unmarshalCommand(data)
+	if err != nil {
 		return nil, fmt.Errorf("undecodable command: %w", err)
 	}
 	if v := c.GetVersion(); v == 0 || v > CommandVersion {
@@ -133,7 +73,7 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 		}
 		c.Kind = &lbstatepb.Command_Transaction{Transaction: tx}
 	}
-	if c.GetKind() == nil || unknown(c.ProtoReflect()) {
+	if c.GetKind() == nil || !whole && stored.Unknown(c.ProtoReflect()) {
 		return nil, errors.New("command with a kind or field that this program does not know; it is older than a member that wrote to the log")
 	}
 	for _, op := range c.GetTransaction().GetOperations() {
@@ -142,6 +82,21 @@ func decodeCommand(data []byte) (*lbstatepb.Command, error) {
 		}
 	}
 	return c, nil
+}
+
+// unmarshalCommand reads a command. whole is the quick proof that it has no field
+// that this program does not know: without those it would be as long again. It may
+// fail to say so of one that is encoded otherwise than here.
+func unmarshalCommand(data []byte) (c *lbstatepb.Command, whole bool, err error) {
+	c = &lbstatepb.Command{}
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, c); err != nil {
+		return nil, false, err
+	}
+	if c.GetDeflated() == nil && proto.Size(c) == len(data) {
+		return c, true, nil
+	}
+	c = &lbstatepb.Command{}
+	return c, false, proto.Unmarshal(data, c)
 }
 
 // encodeCommand is how a command rests in the log: a large transaction
@@ -191,28 +146,6 @@ func inflate(data []byte) (*lbstatepb.Transaction, error) {
 	}
 	tx := &lbstatepb.Transaction{}
 	return tx, proto.Unmarshal(body, tx)
-}
-
-// unknown says whether a message, or one below it, has fields that this
-// program does not know.
-func unknown(m protoreflect.Message) bool {
-	if len(m.GetUnknown()) > 0 {
-		return true
-	}
-	found := false
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case f.Kind() != protoreflect.MessageKind:
-		case f.IsList():
-			for i := range v.List().Len() {
-				found = found || unknown(v.List().Get(i).Message())
-			}
-		default:
-			found = unknown(v.Message())
-		}
-		return !found
-	})
-	return found
 }
 
 // counters are the state's own numbers.

@@ -17,6 +17,15 @@ type staged struct {
 	uses      map[string][]string // by shared check
 }
 
+// left is what the transaction leaves, worked out when it is first asked for: an
+// edit that moves no address never does. All changes must have been stamped.
+func (t *txn) left() *staged {
+	if t.staged == nil {
+		t.staged = t.stage()
+	}
+	return t.staged
+}
+
 func (t *txn) stage() *staged {
 	s := &staged{map[string]bool{}, map[string][]string{}, map[netip.Addr][]string{}, map[netip.Addr][]string{}, map[string][]string{}}
 	for _, ref := range t.order {
@@ -68,7 +77,7 @@ func (t *txn) conflicts(c *change) ([]Fault, error) {
 		}
 	}
 	if s.VIP.IsValid() && s.VIP != before.VIP {
-		other, err := t.other(targetsBucket, t.others.targets, s.VIP, s.Name)
+		other, err := t.other(targetsBucket, t.left().targets, s.VIP, s.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -77,6 +86,10 @@ func (t *txn) conflicts(c *change) ([]Fault, error) {
 		}
 	}
 	had := before.targets()
+	stays := func(addr netip.Addr) bool { // and so was found to be fine before
+		_, ok := slices.BinarySearchFunc(had, addr, netip.Addr.Compare)
+		return ok && addr != s.VIP
+	}
 	target := func(path string, addr netip.Addr) error {
 		if addr == s.VIP {
 			f.add(path, addr, "", "is the service's own VIP")
@@ -84,13 +97,16 @@ func (t *txn) conflicts(c *change) ([]Fault, error) {
 		if _, ok := slices.BinarySearchFunc(had, addr, netip.Addr.Compare); ok {
 			return nil
 		}
-		other, err := t.other(vipsBucket, t.others.vips, addr, s.Name)
+		other, err := t.other(vipsBucket, t.left().vips, addr, s.Name)
 		if other != "" {
 			f.add(path, addr, "", fmt.Sprintf("%s is the VIP of service %s; a VIP cannot be a backend", addr, other))
 		}
 		return err
 	}
 	for i, b := range s.Backends {
+		if stays(b.Address) {
+			continue
+		}
 		if err := target(fmt.Sprintf("backends[%d].address", i), b.Address); err != nil {
 			return nil, err
 		}
@@ -111,10 +127,10 @@ func (t *txn) uniqueListener(f *faults, s Service) error {
 		return err
 	}
 	other := string(owner)
-	if t.others.named[other] {
+	if t.left().named[other] {
 		other = ""
 	}
-	other = first(other, t.others.listeners[listener], s.Name)
+	other = first(other, t.left().listeners[listener], s.Name)
 	if other != "" {
 		path := "vip"
 		if s.FWMark != 0 {
@@ -128,7 +144,7 @@ func (t *txn) uniqueListener(f *faults, s Service) error {
 // other returns a service other than one that an address belongs to, by an
 // index or within this transaction; "" where there is none.
 func (t *txn) other(bucket []byte, within map[netip.Addr][]string, addr netip.Addr, name string) (string, error) {
-	other, err := t.owner(bucket, addr, func(o string) bool { return o == name || t.others.named[o] })
+	other, err := t.owner(bucket, addr, func(o string) bool { return o == name || t.left().named[o] })
 	return first(other, within[addr], name), err
 }
 
@@ -146,8 +162,12 @@ func first(other string, names []string, own string) string {
 }
 
 func (t *txn) knownChecks(f *faults, s Service) error {
+	uses := s.uses()
+	if len(uses) == 0 {
+		return nil
+	}
 	missing := map[string]bool{}
-	for name := range s.uses() {
+	for name := range uses {
 		ref := Ref{KindCheck, name}
 		if c, ok := t.changes[ref]; ok {
 			missing[name] = !c.new.exists()
@@ -160,13 +180,15 @@ func (t *txn) knownChecks(f *faults, s Service) error {
 		missing[name] = body == nil
 	}
 	use := func(path string, c *HealthCheck) {
-		if c != nil && missing[c.Use] {
-			f.add(path+".use", c.Use, "the name of a shared check", fmt.Sprintf("there is no check %q", c.Use))
-		}
+		f.add(path+".use", c.Use, "the name of a shared check", fmt.Sprintf("there is no check %q", c.Use))
 	}
-	use("health_check", s.HealthCheck)
+	if c := s.HealthCheck; c != nil && missing[c.Use] {
+		use("health_check", c)
+	}
 	for i, b := range s.Backends {
-		use(fmt.Sprintf("backends[%d].health_check", i), b.HealthCheck)
+		if c := b.HealthCheck; c != nil && missing[c.Use] {
+			use(fmt.Sprintf("backends[%d].health_check", i), c)
+		}
 	}
 	return nil
 }
@@ -177,8 +199,8 @@ func (t *txn) unusedCheck(name string) ([]Fault, error) {
 	if err != nil {
 		return nil, err
 	}
-	users = slices.DeleteFunc(users, func(o string) bool { return t.others.named[o] })
-	users = append(users, t.others.uses[name]...)
+	users = slices.DeleteFunc(users, func(o string) bool { return t.left().named[o] })
+	users = append(users, t.left().uses[name]...)
 	if len(users) == 0 {
 		return nil, nil
 	}

@@ -122,20 +122,6 @@ func (o *object) tunnel(name string) *TunnelOptions {
 	return &TunnelOptions{Type: TunnelType(t.text("type")), Port: t.integer("port"), Checksum: TunnelChecksum(t.text("checksum"))}
 }
 
-func (o *object) check(name string) *HealthCheck {
-	c := o.sub(name)
-	if c == nil {
-		return nil
-	}
-	defer c.done()
-	return &HealthCheck{
-		Use: c.text("use"), Type: c.text("type"), Address: c.addr("address"), Port: c.integer("port"), Path: c.text("path"),
-		Host: c.text("host"), URL: c.text("url"), ExpectStatus: c.text("expect_status"), ExpectBody: c.text("expect_body"),
-		Interval: c.duration("interval"), DownInterval: c.duration("down_interval"), Timeout: c.duration("timeout"),
-		Rise: c.integer("rise"), Fall: c.integer("fall"), Initial: Initial(c.text("initial")),
-	}
-}
-
 func (o *object) sharedCheck() SharedCheck {
 	c := SharedCheck{Name: o.text("name"), Notes: o.text("notes"), Revision: o.revision()}
 	if check := o.check("check"); check != nil {

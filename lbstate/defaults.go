@@ -107,36 +107,6 @@ func (t *TunnelOptions) withDefaults() *TunnelOptions {
 	return &d
 }
 
-func (c *HealthCheck) withDefaults() *HealthCheck {
-	if c == nil || c.Use != "" {
-		return c
-	}
-	d := *c
-	d.Address = d.Address.Unmap()
-	if d.Interval == 0 {
-		d.Interval = Duration(2 * time.Second)
-	}
-	if d.DownInterval == 0 {
-		d.DownInterval = d.Interval
-	}
-	if d.Timeout == 0 {
-		d.Timeout = Duration(time.Second)
-	}
-	if d.Rise == 0 {
-		d.Rise = 2
-	}
-	if d.Fall == 0 {
-		d.Fall = 3
-	}
-	if d.Type == "http" && d.ExpectStatus == "" {
-		d.ExpectStatus = "200-299"
-	}
-	if d.Initial == "" {
-		d.Initial = InitialDown
-	}
-	return &d
-}
-
 func (p DirectorProfile) withDefaults() DirectorProfile {
 	if p.Guard != nil {
 		g := *p.Guard

@@ -41,6 +41,7 @@ type View struct {
 	Cluster  uint64 // the cluster's ID
 	Revision uint64
 	Services []DesiredService // by name
+	Profile  *DesiredProfile  // nil: none selects the director
 }
 
 // Applied is a director's account of a View that it applied and read back.
@@ -53,6 +54,8 @@ type Applied struct {
 	Draining   int       `json:"draining"`
 	Failures   []Failure `json:"failures,omitempty"`
 	Collisions []string  `json:"collisions,omitempty"` // foreign objects in our way, left alone
+
+	Profile *AppliedProfile `json:"profile,omitempty"` // in force; nil: none
 }
 
 // Failure names an object that could not be made as desired.

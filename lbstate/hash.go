@@ -24,11 +24,14 @@ func CheckHash(c HealthCheck, backend netip.AddrPort) uint64 {
 	h.Write(addr[:])
 	h.Write(binary.BigEndian.AppendUint16(nil, backend.Port()))
 	// The message has neither maps nor unknown fields, so its encoding is
-	// deterministic; it fails for text that is not UTF-8 alone, which Validate
-	// refuses.
+	// deterministic, and fields that came later do not move the hash of a check
+	// that has none of them. It fails for text that is not UTF-8 alone, which
+	// Validate refuses.
 	body, err := encode(c.proto())
 	if err != nil {
-		body = fmt.Appendf(nil, "%+v", c)
+		if body, err = json.Marshal(c); err != nil { // it replaces what is not UTF-8
+			body = []byte(c.Type)
+		}
 	}
 	h.Write(body)
 	return h.Sum64()

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
 
@@ -47,12 +49,9 @@ func (t *table) account(c *lbstatepb.Command, changed []*change) error {
 			size += len(key)
 		}
 	}
+	entry.Bytes = uint64(size + proto.Size(entry)) // of the entry without this
 	body, err := encode(entry)
 	if err != nil {
-		return err
-	}
-	entry.Bytes = uint64(size + len(body))
-	if body, err = encode(entry); err != nil {
 		return err
 	}
 	if err := t.put(historyBucket, revisionKey(t.revision), body); err != nil {

@@ -331,6 +331,8 @@ func (im *keepalived) realServer(s *Service, check HealthCheck, weight int, st s
 		return
 	}
 	b := Backend{Address: addr, Port: port}
+	var checkers []HealthCheck
+	var first statement // of them
 	for _, o := range st.block {
 		switch o.words[0] {
 		case "weight":
@@ -346,98 +348,20 @@ func (im *keepalived) realServer(s *Service, check HealthCheck, weight int, st s
 			check.Initial = InitialDown
 		case "delay_loop", "retry", "connect_timeout", "virtualhost":
 			im.checkOption(&check, o)
-		case "TCP_CHECK", "HTTP_GET", "SSL_GET":
-			if b.HealthCheck != nil {
-				im.note(o.line, o.words[0], "a backend has one check; this one is left out")
-				continue
+		case "MISC_CHECK":
+			im.note(o.line, o.words[0], "runs a program; it is left out: put the program where the servers' configuration allows it, and write a check of type exec")
+		case "TCP_CHECK", "HTTP_GET", "SSL_GET", "DNS_CHECK", "SMTP_CHECK", "UDP_CHECK", "PING_CHECK":
+			if len(checkers) == 0 {
+				first = o
 			}
-			b.HealthCheck = im.check(check, o, addr, port)
+			checkers = append(checkers, im.checker(check, o)...)
 		default:
 			im.note(o.line, o.text(), "has no counterpart; it is left out")
 		}
 	}
+	b.HealthCheck = im.combined(first, checkers)
 	b.Weight = &weight
 	s.Backends = append(s.Backends, b)
-}
-
-// check carries a checker over. base is what the blocks around it say.
-func (im *keepalived) check(base HealthCheck, st statement, addr netip.Addr, port int) *HealthCheck {
-	c := base
-	c.Type = "http"
-	if st.is("TCP_CHECK") {
-		c.Type, c.Host = "tcp", ""
-	}
-	urls := 0
-	for _, o := range st.block {
-		switch o.words[0] {
-		case "connect_ip":
-			var err error
-			if c.Address, err = netip.ParseAddr(o.value()); err != nil || c.Type != "tcp" {
-				im.note(o.line, o.text(), "has no counterpart here; it is left out")
-				c.Address = netip.Addr{}
-			}
-		case "connect_port":
-			c.Port = im.integer(o, 0)
-		case "delay_loop", "retry", "connect_timeout", "virtualhost":
-			im.checkOption(&c, o)
-		case "nb_get_retry":
-			c.Fall = im.integer(o, 0) + 1
-		case "url":
-			if urls++; urls > 1 {
-				im.note(o.line, "url", "a check asks for one; this one is left out")
-				continue
-			}
-			im.url(&c, o)
-		default:
-			im.note(o.line, o.text(), "has no counterpart; it is left out")
-		}
-	}
-	if c.Type == "http" && c.Path == "" {
-		c.Path = "/"
-	}
-	if st.is("SSL_GET") {
-		if c.Port != 0 {
-			port = c.Port
-		}
-		if c.Host != "" {
-			im.note(st.line, "virtualhost "+c.Host, "does not go with https by address; it is left out")
-		}
-		c.URL = "https://" + netip.AddrPortFrom(addr, uint16(port)).String() + c.Path
-		c.Path, c.Host, c.Port = "", "", 0
-	}
-	return &c
-}
-
-// url carries what an HTTP check asks for over.
-func (im *keepalived) url(c *HealthCheck, st statement) {
-	for _, o := range st.block {
-		switch o.words[0] {
-		case "path":
-			c.Path = o.value()
-		case "status_code":
-			c.ExpectStatus = strings.Join(o.words[1:], ",")
-		case "regex":
-			c.ExpectBody = o.value()
-		case "virtualhost":
-			c.Host = o.value()
-		default:
-			im.note(o.line, o.text(), "has no counterpart; it is left out")
-		}
-	}
-}
-
-// checkOption carries over what may stand at any level around a check.
-func (im *keepalived) checkOption(c *HealthCheck, o statement) {
-	switch o.words[0] {
-	case "delay_loop":
-		c.Interval = im.seconds(o)
-	case "connect_timeout":
-		c.Timeout = im.seconds(o)
-	case "retry": // so many after the first failure
-		c.Fall = im.integer(o, 0) + 1
-	case "virtualhost":
-		c.Host = o.value()
-	}
 }
 
 func (im *keepalived) integer(o statement, missing int) int {

@@ -15,9 +15,9 @@ func (e *KeyReusedError) Error() string {
 }
 
 // done returns what a command did that was applied under the same key.
-func (t *table) done(c *lbstatepb.Command) (BatchResult, bool, error) {
+func (v view) done(c *lbstatepb.Command) (BatchResult, bool, error) {
 	var d lbstatepb.Done
-	known, err := t.message(keysBucket, []byte(c.GetKey()), &d)
+	known, err := v.message(keysBucket, []byte(c.GetKey()), &d)
 	if err != nil || !known {
 		return BatchResult{}, false, err
 	}

@@ -14,7 +14,7 @@ import (
 // process, to a database in one file. For tests, and for programs of one
 // process. Safe for concurrent use.
 type Local struct {
-	state *State
+	state Machine
 	db    *bbolt.DB
 
 	mu    sync.Mutex // guards index and term, and orders Apply and Committed
@@ -22,13 +22,22 @@ type Local struct {
 	term  uint64
 }
 
+// Machine is a state machine that a Local applies commands to, as a replicated
+// log does. *State is one, and so is that of the package access.
+type Machine interface {
+	Apply(tx *bbolt.Tx, term, index uint64, cmds [][]byte) ([]any, error)
+	Committed(index uint64)
+	Restored(tx *bbolt.Tx) error
+	CommandVersion() uint64 // the highest version of commands that Apply takes
+}
+
 // NewLocal opens the database in dir, which must exist, and makes state's
 // readers see it. The term is 1.
-func NewLocal(dir string, state *State) (*Local, error) {
+func NewLocal(dir string, state Machine) (*Local, error) {
 	return newLocal(dir, state, &bbolt.Options{Timeout: time.Second})
 }
 
-func newLocal(dir string, state *State, o *bbolt.Options) (*Local, error) {
+func newLocal(dir string, state Machine, o *bbolt.Options) (*Local, error) {
 	db, err := bbolt.Open(filepath.Join(dir, "lbstate.db"), 0o600, o)
 	if err != nil {
 		return nil, fmt.Errorf("open the local state: %w", err)
@@ -63,17 +72,17 @@ func (l *Local) Propose(ctx context.Context, cmd []byte) (any, uint64, error) {
 
 // Accepts says whether this program knows commands of this version.
 func (l *Local) Accepts(version uint64) error {
-	if version <= l.state.CommandVersion() {
-		return nil
+	if known := l.state.CommandVersion(); version > known {
+		return &tooNewError{version, known}
 	}
-	return &tooNewError{version}
+	return nil
 }
 
 // tooNewError says that a command is of a version that this program cannot apply.
-type tooNewError struct{ version uint64 }
+type tooNewError struct{ version, known uint64 }
 
 func (e *tooNewError) Error() string {
-	return fmt.Sprintf("commands of version %d are not known to this program, only those up to %d", e.version, CommandVersion)
+	return fmt.Sprintf("commands of version %d are not known to this program, only those up to %d", e.version, e.known)
 }
 
 // NotApplied says that nothing was proposed.

@@ -69,23 +69,45 @@ type TunnelOptions struct {
 }
 
 // HealthCheck says how a backend is probed. A backend without one is in
-// service. With Use all other fields are empty.
+// service. With Use all other fields are empty. Which fields belong to which
+// type Validate knows; docs/checks.md has the table.
 type HealthCheck struct {
 	Use          string     `json:"use,omitempty"`           // name of a SharedCheck
-	Type         string     `json:"type,omitempty"`          // tcp | http
-	Address      netip.Addr `json:"address,omitzero"`        // tcp: default the backend's
+	Type         string     `json:"type,omitempty"`          // one of the Check constants
+	Address      netip.Addr `json:"address,omitzero"`        // default the backend's
 	Port         int        `json:"port,omitempty"`          // default the backend's
-	Path         string     `json:"path,omitempty"`          // http: asked of the backend's own address
-	Host         string     `json:"host,omitempty"`          // http with path: Host header
-	URL          string     `json:"url,omitempty"`           // http: absolute, dialed as written; instead of Path
+	Path         string     `json:"path,omitempty"`          // http, https: asked of the backend's own address
+	Host         string     `json:"host,omitempty"`          // with path: Host header; grpc: the authority
+	URL          string     `json:"url,omitempty"`           // http, https: absolute, dialed as written; instead of Path
 	ExpectStatus string     `json:"expect_status,omitempty"` // "200-299", "200,204"; default 200-299
-	ExpectBody   string     `json:"expect_body,omitempty"`   // RE2
+	ExpectBody   string     `json:"expect_body,omitempty"`   // RE2, over the body or the answer
 	Interval     Duration   `json:"interval,omitempty"`      // default 2s
 	DownInterval Duration   `json:"down_interval,omitempty"` // while down or unknown; default the interval
 	Timeout      Duration   `json:"timeout,omitempty"`       // default 1s
 	Rise         int        `json:"rise,omitempty"`          // default 2
 	Fall         int        `json:"fall,omitempty"`          // default 3
 	Initial      Initial    `json:"initial,omitempty"`       // of a backend never seen; default down
+
+	Mode        string `json:"mode,omitempty"`         // tcp: half-open (default) or full
+	Send        string `json:"send,omitempty"`         // tcp, tls, udp: what is sent, with the escapes of Unescape
+	Expect      string `json:"expect,omitempty"`       // what the answer must contain, with the same escapes
+	ExpectLimit int    `json:"expect_limit,omitempty"` // bytes of the answer that are looked at; 0: 65536
+
+	Method          string            `json:"method,omitempty"`           // http, https: default GET
+	Headers         map[string]string `json:"headers,omitempty"`          // http, https
+	HTTPVersion     string            `json:"http_version,omitempty"`     // http, https: 1.1 (default), 2 or auto
+	FollowRedirects int               `json:"follow_redirects,omitempty"` // http, https: how many; default none
+
+	GRPCService string   `json:"grpc_service,omitempty"` // grpc: empty asks for the server as a whole
+	Hello       string   `json:"hello,omitempty"`        // smtp: name given with EHLO; default the checking host's
+	PacketSize  int      `json:"packet_size,omitempty"`  // icmp: bytes of an echo request; default 56
+	Quiet       Duration `json:"quiet,omitempty"`        // udp, nothing expected: how long a refusal is awaited; default 200ms
+
+	TLS    *CheckTLS     `json:"tls,omitempty"`    // tls, https; grpc and smtp use TLS where it is given
+	DNS    *CheckDNS     `json:"dns,omitempty"`    // dns
+	Exec   *CheckExec    `json:"exec,omitempty"`   // exec
+	Via    *CheckVia     `json:"via,omitempty"`    // how the probe leaves the checking host
+	Checks []HealthCheck `json:"checks,omitempty"` // all, any: what is combined; without intervals, rise and fall
 }
 
 // SharedCheck is a check that services and backends use by its name.

@@ -10,8 +10,8 @@ import (
 // 7396), as JSON or YAML, over the object as it is shown, defaults filled in. A
 // field that is null goes back to its default; a list is replaced whole. A
 // revision in it is a precondition like o.IfRevision; with neither, what others
-// change at the same time in other fields stays. Errors: ErrNotFound,
-// *SyntaxError, and Put's.
+// change at the same time in other fields stays. Settings that were never written
+// are patched over the defaults. Errors: ErrNotFound, *SyntaxError, and Put's.
 func (st *Store) Patch(ctx context.Context, ref Ref, patch []byte, o WriteOptions) (WriteResult, error) {
 	var fields map[string]any
 	if err := decode(patch, maxObjectBytes, func(obj *object) {
@@ -23,6 +23,10 @@ func (st *Store) Patch(ctx context.Context, ref Ref, patch []byte, o WriteOption
 	conditional = conditional || o.IfRevision != nil
 	for try := 1; ; try++ {
 		old, err := st.Object(ctx, ref, ReadOptions{})
+		if errors.Is(err, ErrNotFound) && ref == settingsRef {
+			defaults := Settings{}.WithDefaults()
+			old, err = Object{Settings: &defaults}, nil
+		}
 		if err != nil {
 			return WriteResult{}, err
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 )
 
 // PlanOptions say how a set of objects is meant.
@@ -51,22 +52,57 @@ func (st *Store) Plan(ctx context.Context, set Configuration, o PlanOptions) (p 
 		p, err = r.plan(set, o)
 		return plainly(err)
 	})
-	return p, err
+	if err != nil {
+		return p, err
+	}
+	var refused faults
+	for _, op := range p.operations { // what stands already stays
+		refused = append(refused, about(op.Put.Ref(), st.refusedChecks(op.Put))...)
+	}
+	return p, refused.inOrder()
 }
 
 // ApplyPlan does what a plan said, as one revision. The hash is that of the plan
 // that was reviewed: where the same set would now do anything else the answer is
-// *PlanChangedError with the plan as it is now. Errors are Plan's and Transact's.
+// *PlanChangedError with the plan as it is now. Under an idempotency key what was
+// done already is not done again, though the plan is another since: the answer is
+// that of the first time. Errors are Plan's and Transact's.
 func (st *Store) ApplyPlan(ctx context.Context, set Configuration, po PlanOptions, hash string, o WriteOptions) (BatchResult, error) {
+	request := struct {
+		Apply   Configuration
+		Options PlanOptions
+		Hash    string
+	}{set, po, hash}
 	p, err := st.Plan(ctx, set, po)
+	if err == nil && p.Hash != hash {
+		err = &PlanChangedError{Reviewed: hash, Plan: p}
+	}
 	if err != nil {
+		// Read after the plan: what made that another may have been this very change.
+		if res, done, replayErr := st.replay(ctx, o.Key, request); done || replayErr != nil {
+			res.Warnings = set.warningsOf(res.Objects)
+			return res, replayErr
+		}
 		return BatchResult{}, err
 	}
-	if p.Hash != hash {
-		return BatchResult{}, &PlanChangedError{Reviewed: hash, Plan: p}
-	}
 	o.IfRevision = nil
-	return st.Transact(ctx, p.operations, o)
+	return st.transact(ctx, p.operations, o, request)
+}
+
+// warningsOf are the warnings of a transaction that made these objects of a set.
+func (c Configuration) warningsOf(made []ObjectOutcome) (warnings []Fault) {
+	for _, obj := range c.Objects() {
+		ref := obj.Ref()
+		if !slices.ContainsFunc(made, func(o ObjectOutcome) bool { return o.Ref == ref }) {
+			continue
+		}
+		found := obj.withDefaults().warnings()
+		if len(made) > 1 {
+			found = about(ref, found)
+		}
+		warnings = append(warnings, found...)
+	}
+	return warnings
 }
 
 func (r *reader) plan(set Configuration, o PlanOptions) (Plan, error) {

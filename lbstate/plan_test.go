@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
 
@@ -106,6 +108,67 @@ func TestPlanAndApply(t *testing.T) {
 
 	// The checks go after the services that use them.
 	want(Configuration{}, PlanOptions{Prune: true}, "delete service/another; delete service/web; delete check/probe")
+}
+
+// INV-2: an apply that is repeated under its key does nothing more, and gets the
+// answer of the first time, whatever the state has become since.
+func TestApplyIsRepeatedUnderItsKey(t *testing.T) {
+	n := newNode(t)
+	ctx := t.Context()
+	set := configuration(t, `{services: [{name: a, vip: 192.0.2.10, port: 1}, {name: b, vip: 192.0.2.10, port: 2, backends: [{address: 10.1.0.1}]}]}`)
+	p, err := n.Plan(ctx, set, PlanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := WriteOptions{Key: "k1"}
+	first, err := n.ApplyPlan(ctx, set, PlanOptions{}, p.Hash, key)
+	if err != nil || len(first.Warnings) != 1 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	again := func(what string) {
+		t.Helper()
+		before := n.digest(t)
+		res, err := n.ApplyPlan(ctx, set, PlanOptions{}, p.Hash, key)
+		if diff := cmp.Diff(first, res); err != nil || diff != "" || n.digest(t) != before {
+			t.Errorf("%s: %v\n%s", what, err, diff)
+		}
+	}
+	again("at once")
+	if _, err := n.DeleteService(ctx, "a", WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	n.putOn(t, "c", 1, "") // the set is no longer possible at all
+	again("after others' changes")
+
+	var reused *KeyReusedError
+	if _, err := n.ApplyPlan(ctx, set, PlanOptions{Prune: true}, p.Hash, key); !errors.As(err, &reused) {
+		t.Errorf("another apply under the key: %v", err)
+	}
+	var changed *PlanChangedError
+	other := configuration(t, `{services: [{name: d, vip: 192.0.2.10, port: 4}]}`)
+	if _, err := n.ApplyPlan(ctx, other, PlanOptions{}, p.Hash, WriteOptions{Key: "k2"}); !errors.As(err, &changed) {
+		t.Errorf("a plan that was never done: %v", err)
+	}
+}
+
+// Settings that were never written are patched over the defaults.
+func TestPatchFirstSettings(t *testing.T) {
+	n := newNode(t)
+	ctx := t.Context()
+	res, err := n.Patch(ctx, settingsRef, []byte(`{history_age: 1h}`), WriteOptions{Key: "k"})
+	if err != nil || res.Outcome != Created || res.Revision != 1 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	if again, err := n.Patch(ctx, settingsRef, []byte(`{history_age: 1h}`), WriteOptions{Key: "k"}); err != nil || again.Outcome != Created || again.Revision != 1 {
+		t.Errorf("%+v, %v", again, err)
+	}
+	s, err := n.Settings(ctx, ReadOptions{})
+	if want := (Settings{HistoryAge: Duration(time.Hour), Revision: 1}).WithDefaults(); err != nil || s != want {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err := n.Patch(ctx, Ref{KindService, "web"}, []byte(`{port: 1}`), WriteOptions{}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a service that is not there: %v", err)
+	}
 }
 
 func TestPlanRefuses(t *testing.T) {

@@ -76,6 +76,17 @@ func (s Settings) WithDefaults() Settings {
 // Selects says whether an agent with these labels may get the profile.
 func (p DirectorProfile) Selects(labels map[string]string) bool { return satisfied(p.Agents, labels) }
 
+// ProfileOf is the one of profiles that an agent with these labels has; nil: none.
+func ProfileOf(profiles []DirectorProfile, labels map[string]string) *DirectorProfile {
+	var best *DirectorProfile
+	for i := range profiles {
+		if p := &profiles[i]; p.Selects(labels) && (best == nil || p.before(*best)) {
+			best = p
+		}
+	}
+	return best
+}
+
 // before says whether p goes before q for an agent that both select.
 func (p DirectorProfile) before(q DirectorProfile) bool {
 	if p.Priority != q.Priority {

@@ -129,28 +129,6 @@ func tunnelFrom(p *lbstatepb.TunnelOptions) *TunnelOptions {
 	return &TunnelOptions{Type: TunnelType(p.GetType()), Port: int(p.GetPort()), Checksum: TunnelChecksum(p.GetChecksum())}
 }
 
-func (c *HealthCheck) proto() *lbstatepb.HealthCheck {
-	if c == nil {
-		return nil
-	}
-	return &lbstatepb.HealthCheck{
-		Use: c.Use, Type: c.Type, Address: c.Address.AsSlice(), Port: uint32(c.Port), Path: c.Path, Host: c.Host, Url: c.URL,
-		ExpectStatus: c.ExpectStatus, ExpectBody: c.ExpectBody, Interval: int64(c.Interval), DownInterval: int64(c.DownInterval),
-		Timeout: int64(c.Timeout), Rise: uint32(c.Rise), Fall: uint32(c.Fall), Initial: string(c.Initial),
-	}
-}
-
-func checkFrom(a *addrs, p *lbstatepb.HealthCheck) *HealthCheck {
-	if p == nil {
-		return nil
-	}
-	return &HealthCheck{
-		Use: p.GetUse(), Type: p.GetType(), Address: a.from(p.GetAddress(), "health check"), Port: int(p.GetPort()), Path: p.GetPath(), Host: p.GetHost(), URL: p.GetUrl(),
-		ExpectStatus: p.GetExpectStatus(), ExpectBody: p.GetExpectBody(), Interval: Duration(p.GetInterval()), DownInterval: Duration(p.GetDownInterval()),
-		Timeout: Duration(p.GetTimeout()), Rise: int(p.GetRise()), Fall: int(p.GetFall()), Initial: Initial(p.GetInitial()),
-	}
-}
-
 func (c SharedCheck) proto() *lbstatepb.SharedCheck {
 	return &lbstatepb.SharedCheck{Name: c.Name, Check: c.Check.proto(), Notes: c.Notes, Revision: c.Revision}
 }
@@ -172,15 +150,7 @@ func (d DirectorProfile) proto() *lbstatepb.DirectorProfile {
 	if d.Timeouts != nil {
 		p.TimeoutTcp, p.TimeoutTcpFin, p.TimeoutUdp = int64(d.Timeouts.TCP), int64(d.Timeouts.TCPFin), int64(d.Timeouts.UDP)
 	}
-	for _, s := range d.SyncDaemons {
-		p.SyncDaemons = append(p.SyncDaemons, &lbstatepb.SyncDaemon{
-			Role: s.Role, Interface: s.Interface, Id: uint32(s.ID), MaxLength: uint32(s.MaxLength),
-			Group: s.Group.AsSlice(), Port: uint32(s.Port), Ttl: uint32(s.TTL),
-		})
-	}
-	for _, prefix := range d.AllowedPrefixes {
-		p.AllowedPrefixes = append(p.AllowedPrefixes, prefix.String())
-	}
+	p.SyncDaemons, p.AllowedPrefixes = syncDaemonsProto(d.SyncDaemons), prefixesProto(d.AllowedPrefixes)
 	if d.Guard != nil {
 		p.Guard = &lbstatepb.Guard{MaxServices: uint32(d.Guard.MaxServices), MaxPercent: uint32(d.Guard.MaxPercent)}
 	}
@@ -196,18 +166,10 @@ func profileFrom(p *lbstatepb.DirectorProfile) (DirectorProfile, error) {
 	if t := (Timeouts{Duration(p.GetTimeoutTcp()), Duration(p.GetTimeoutTcpFin()), Duration(p.GetTimeoutUdp())}); t != (Timeouts{}) {
 		d.Timeouts = &t
 	}
-	for _, s := range p.GetSyncDaemons() {
-		d.SyncDaemons = append(d.SyncDaemons, SyncDaemon{
-			Role: s.GetRole(), Interface: s.GetInterface(), ID: int(s.GetId()), MaxLength: int(s.GetMaxLength()),
-			Group: a.from(s.GetGroup(), "sync daemon's group"), Port: int(s.GetPort()), TTL: int(s.GetTtl()),
-		})
-	}
-	for _, text := range p.GetAllowedPrefixes() {
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			return d, err
-		}
-		d.AllowedPrefixes = append(d.AllowedPrefixes, prefix)
+	d.SyncDaemons = syncDaemonsFrom(&a, p.GetSyncDaemons())
+	var err error
+	if d.AllowedPrefixes, err = prefixesFrom(p.GetAllowedPrefixes()); err != nil {
+		return d, err
 	}
 	if g := p.GetGuard(); g != nil {
 		d.Guard = &Guard{MaxServices: int(g.GetMaxServices()), MaxPercent: int(g.GetMaxPercent())}

@@ -1,13 +1,12 @@
 package lbstate
 
 import (
-	"fmt"
-	"hash"
-	"hash/fnv"
 	"sync"
 
 	"go.etcd.io/bbolt"
 	"go.uber.org/zap"
+
+	"github.com/ipvskit/ipvskit/lbstate/internal/stored"
 )
 
 // Config says how a State works. The zero value is ready for use.
@@ -84,22 +83,4 @@ func (s *State) next() (<-chan struct{}, generation) {
 
 // DigestState returns a digest over all keys and values, in order: two nodes
 // with the same digest have the same state.
-func DigestState(tx *bbolt.Tx) (uint64, error) {
-	h := fnv.New64a()
-	root := tx.Bucket([]byte(Bucket))
-	if root == nil {
-		return h.Sum64(), nil
-	}
-	err := digestBucket(h, root)
-	return h.Sum64(), err
-}
-
-func digestBucket(h hash.Hash64, b *bbolt.Bucket) error {
-	return b.ForEach(func(k, v []byte) error {
-		fmt.Fprintf(h, "%d:%s%d:%s", len(k), k, len(v), v)
-		if v == nil {
-			return digestBucket(h, b.Bucket(k))
-		}
-		return nil
-	})
-}
+func DigestState(tx *bbolt.Tx) (uint64, error) { return stored.Digest(tx.Bucket([]byte(Bucket))) }

@@ -21,11 +21,23 @@ type Store struct {
 	state      *State
 	replicator Replicator
 	now        func() time.Time
+	execChecks bool // may be stored
 }
 
+// StoreOption changes what a Store does.
+type StoreOption func(*Store)
+
+// AllowExecChecks lets a Store take checks that run programs. It is asked for
+// by name, since who may change the state may then have programs run.
+func AllowExecChecks() StoreOption { return func(st *Store) { st.execChecks = true } }
+
 // NewStore returns a Store that reads and writes st through r.
-func NewStore(st *State, r Replicator) *Store {
-	return &Store{state: st, replicator: r, now: time.Now}
+func NewStore(st *State, r Replicator, options ...StoreOption) *Store {
+	store := &Store{state: st, replicator: r, now: time.Now}
+	for _, set := range options {
+		set(store)
+	}
+	return store
 }
 
 // WriteOptions go with every write.
@@ -69,15 +81,12 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lb
 	c.Author, c.Reason, c.Key = o.Author, o.Reason, o.Key
 	c.At = st.now().UnixMilli()
 	if o.Key != "" {
-		asked, err := json.Marshal(request)
-		if err != nil {
+		var err error
+		if c.Request, err = requestHash(request); err != nil {
 			return BatchResult{}, err
 		}
-		h := fnv.New64a()
-		h.Write(asked)
-		c.Request = h.Sum64()
 	}
-	c.Version = versionOf(c.ProtoReflect())
+	c.Version = commandVersion(c)
 	if err := st.replicator.Accepts(uint64(c.Version)); err != nil {
 		return BatchResult{}, err
 	}
@@ -99,6 +108,33 @@ func (st *Store) propose(ctx context.Context, o WriteOptions, request any, c *lb
 		return BatchResult{}, r
 	}
 	return BatchResult{}, fmt.Errorf("the state machine returned a %T", result)
+}
+
+// requestHash tells requests under one idempotency key apart.
+func requestHash(request any) (uint64, error) {
+	asked, err := json.Marshal(request)
+	if err != nil {
+		return 0, err
+	}
+	h := fnv.New64a()
+	h.Write(asked)
+	return h.Sum64(), nil
+}
+
+// replay returns what was done under an idempotency key, if that was used before.
+func (st *Store) replay(ctx context.Context, key string, request any) (res BatchResult, done bool, err error) {
+	if key == "" {
+		return res, false, nil
+	}
+	c := &lbstatepb.Command{Key: key}
+	if c.Request, err = requestHash(request); err != nil {
+		return res, false, err
+	}
+	err = st.read(ctx, ReadOptions{}, func(r *reader) error {
+		res, done, err = r.done(c)
+		return plainly(err)
+	})
+	return res, done, err
 }
 
 func (st *Store) read(ctx context.Context, o ReadOptions, fn func(*reader) error) error {
@@ -186,12 +222,11 @@ func (st *Store) Settings(ctx context.Context, o ReadOptions) (s Settings, err e
 // where none selects it.
 func (st *Store) ProfileFor(ctx context.Context, labels map[string]string, o ReadOptions) (p DirectorProfile, ok bool, err error) {
 	err = st.read(ctx, o, func(r *reader) error {
-		return r.each(KindProfile, nil, func(rec record) error {
-			if q := *rec.Profile; q.Selects(labels) && (!ok || q.before(p)) {
-				p, ok = q, true
-			}
-			return nil
-		})
+		profiles, err := r.profiles()
+		if found := ProfileOf(profiles, labels); found != nil {
+			p, ok = *found, true
+		}
+		return err
 	})
 	return p, ok, err
 }

@@ -21,7 +21,7 @@ type txn struct {
 	at      int64  // Unix milliseconds, by the proposer's clock
 	changes map[Ref]*change
 	order   []Ref   // as first named
-	others  *staged // the services that it leaves, once it has settled
+	staged  *staged // the services that it leaves; see left
 }
 
 // change is one object before and after.
@@ -215,7 +215,6 @@ func (t *txn) settle() error {
 			return err
 		}
 	}
-	t.others = t.stage()
 	var faults faults
 	for _, c := range t.changed() {
 		found, err := t.conflicts(c)

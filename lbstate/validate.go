@@ -145,10 +145,13 @@ func (s Service) Validate() error {
 	}
 	first := map[netip.AddrPort]int{}
 	for i, b := range s.Backends {
-		path := fmt.Sprintf("backends[%d]", i)
-		b.validate(&f, path, s)
+		found := len(f)
+		b.validate(&f, "", s) // its path is made for a fault alone
+		for j := range f[found:] {
+			f[found+j].Path = fmt.Sprintf("backends[%d]%s", i, f[found+j].Path)
+		}
 		if j, twice := first[b.AddrPort()]; twice {
-			f.add(path, b.Key(), "", fmt.Sprintf("is the same address and port as backends[%d]", j))
+			f.add(fmt.Sprintf("backends[%d]", i), b.Key(), "", fmt.Sprintf("is the same address and port as backends[%d]", j))
 		} else {
 			first[b.AddrPort()] = i
 		}
@@ -259,6 +262,7 @@ func (s Service) persistence(f *faults) {
 	}
 }
 
+// validate names the faults of a backend; path goes before those of its fields.
 func (b Backend) validate(f *faults, path string, s Service) {
 	s.target(f, path, b.Address, b.Port, b.Forwarding)
 	f.between(path+".weight", b.weight(), 0, maxWeight)
@@ -329,7 +333,7 @@ func (o Object) warnings() []Fault {
 		return o.Service.Warnings()
 	case o.Check != nil:
 		var f faults
-		f.slow("check", &o.Check.Check)
+		f.doubtful("check", &o.Check.Check)
 		return f
 	case o.Profile != nil:
 		return o.Profile.Warnings()
@@ -342,13 +346,13 @@ func (s Service) Warnings() []Fault {
 	var f faults
 	weighty := 0
 	tunnels := s.Forwarding == Tunnel || s.SorryServer != nil && s.SorryServer.Forwarding == Tunnel
-	f.slow("health_check", s.HealthCheck)
+	f.doubtful("health_check", s.HealthCheck)
 	for i, b := range s.Backends {
 		tunnels = tunnels || b.Forwarding == Tunnel
 		if b.weight() > 0 && b.State == Active {
 			weighty++
 		}
-		f.slow(fmt.Sprintf("backends[%d].health_check", i), b.HealthCheck)
+		f.doubtful(fmt.Sprintf("backends[%d].health_check", i), b.HealthCheck)
 	}
 	if s.Tunnel != nil && !tunnels {
 		f.add("tunnel", "", "", "nothing here has forwarding: tunnel")

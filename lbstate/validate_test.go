@@ -96,7 +96,7 @@ func TestValidateService(t *testing.T) {
 		{`, health_check: {type: tcp}}`, ""},
 		{`, health_check: {type: tcp, address: 10.9.9.9, port: 81}}`, ""},
 		{`, health_check: {type: tcp, address: 0.0.0.0}}`, "health_check.address: cannot be dialed"},
-		{`, health_check: {type: tcp, path: /}}`, "health_check.path: goes with type http alone"},
+		{`, health_check: {type: tcp, path: /}}`, "health_check.path: does not belong to type tcp"},
 		{`, health_check: {type: http}}`, "health_check: an http check needs one of them"},
 		{`, health_check: {type: http, path: /, url: "http://a/"}}`, "health_check.url: only one of them may be given"},
 		{`, health_check: {type: http, url: "/x"}}`, "health_check.url: is not an absolute URL"},

@@ -247,27 +247,33 @@ func (v view) changedSince(since uint64) (refs []Ref, ok bool, err error) {
 	return refs, true, nil
 }
 
-// servicesChangedSince is changedSince for services alone: one whose shared
-// check changed has changed too.
-func (v view) servicesChangedSince(since uint64) (names []string, ok bool, err error) {
+// changes are the names of what those who watch follow.
+type changes struct{ services, profiles []string }
+
+// namesChangedSince is changedSince for services and profiles: a service whose
+// shared check changed has changed too.
+func (v view) namesChangedSince(since uint64) (c changes, ok bool, err error) {
 	refs, ok, err := v.changedSince(since)
 	if err != nil || !ok {
-		return nil, ok, err
+		return c, ok, err
 	}
 	for _, ref := range refs {
 		switch ref.Kind {
 		case KindService:
-			names = append(names, ref.Name)
+			c.services = append(c.services, ref.Name)
 		case KindCheck:
 			users, err := v.under(usesBucket, ref.Name)
 			if err != nil {
-				return nil, false, err
+				return c, false, err
 			}
-			names = append(names, users...)
+			c.services = append(c.services, users...)
+		case KindProfile:
+			c.profiles = append(c.profiles, ref.Name)
 		}
 	}
-	slices.Sort(names)
-	return slices.Compact(names), true, nil
+	slices.Sort(c.services)
+	c.services = slices.Compact(c.services)
+	return c, true, nil
 }
 
 // listenerKey is what no two services may share.
@@ -280,20 +286,30 @@ func (s Service) listenerKey() string {
 
 // uses returns the shared checks that a service uses.
 func (s Service) uses() map[string]bool {
-	uses := map[string]bool{}
-	if s.HealthCheck != nil && s.HealthCheck.Use != "" {
-		uses[s.HealthCheck.Use] = true
-	}
-	for _, b := range s.Backends {
-		if b.HealthCheck != nil && b.HealthCheck.Use != "" {
-			uses[b.HealthCheck.Use] = true
+	var uses map[string]bool // most use none
+	use := func(c *HealthCheck) {
+		if c == nil || c.Use == "" {
+			return
 		}
+		if uses == nil {
+			uses = map[string]bool{}
+		}
+		uses[c.Use] = true
+	}
+	use(s.HealthCheck)
+	for _, b := range s.Backends {
+		use(b.HealthCheck)
 	}
 	return uses
 }
 
 // indexEntry is a key in one of the indexes.
 type indexEntry struct{ bucket, key string }
+
+// indexedLike says whether the indexes hold the same for two forms of a service.
+func (s Service) indexedLike(o *Service) bool {
+	return s.VIP == o.VIP && slices.Equal(s.targets(), o.targets()) && maps.Equal(s.uses(), o.uses())
+}
 
 // indexed lists what the indexes hold for a service, but for its listener.
 func (s Service) indexed() []indexEntry {

@@ -11,8 +11,8 @@ type WatchOptions struct {
 	// full state comes first.
 	From uint64
 	// Labels are an agent's; only services whose selector they satisfy are
-	// followed, and one that they no longer satisfy counts as removed. nil
-	// follows everything.
+	// followed, and one that they no longer satisfy counts as removed; and the
+	// agent's profile is. nil follows every service, and no profile.
 	Labels map[string]string
 	// Full asks for the full state first, whatever From is; it then carries the
 	// removals after From, while they are kept.
@@ -31,6 +31,11 @@ type Update struct {
 	Revision uint64
 	Services []ServiceStatus // by name
 	Removed  []string        // explicit removals after Since; in a full update too, while they are kept
+
+	// Profile is that of the labels as it is now, in every update; nil: none
+	// selects them. ProfileChanged says that it may be another than at Since.
+	Profile        *DirectorProfile
+	ProfileChanged bool
 }
 
 // Watcher follows the state. It holds no resources, so there is no Close. Not
@@ -41,6 +46,7 @@ type Watcher struct {
 	at      uint64
 	gen     generation
 	started bool
+	profile *DirectorProfile // at at, once started
 }
 
 // Watch returns a Watcher. Nothing happens until Next.
@@ -50,8 +56,8 @@ func (st *Store) Watch(opts WatchOptions) *Watcher {
 
 // Next blocks until the state differs from what the Watcher last returned (the
 // first time: from From), and returns the difference, coalesced: each service
-// once, as it is now. Changes of services that the labels do not select move
-// the revision without an update. Once the database was replaced by a snapshot
+// once, as it is now. Changes of services that the labels do not select, and of
+// profiles that are not theirs, move the revision without an update. Once the database was replaced by a snapshot
 // the full state comes. The error is ctx's, or that of a failing read; Next may
 // be called again after it.
 func (w *Watcher) Next(ctx context.Context) (Update, error) {
@@ -62,7 +68,7 @@ func (w *Watcher) Next(ctx context.Context) (Update, error) {
 			return Update{}, err
 		}
 		w.started = true
-		w.at, w.gen = u.Revision, gen
+		w.at, w.gen, w.profile = u.Revision, gen, u.Profile
 		if news {
 			return u, nil
 		}
@@ -80,6 +86,8 @@ type difference struct {
 	gen             generation // before it was worked out
 	services        []ServiceStatus
 	removed         []string
+	moved           map[string]*DirectorProfile // profiles that changed, as they are now; nil: gone
+	profiles        []DirectorProfile           // where any changed: all of them
 }
 
 func (w *Watcher) update(ctx context.Context, gen generation) (u Update, news bool, err error) {
@@ -95,20 +103,34 @@ func (w *Watcher) update(ctx context.Context, gen generation) (u Update, news bo
 		}
 	}
 	err = w.store.read(ctx, ReadOptions{Stale: w.opts.Stale || w.started}, func(r *reader) (err error) {
-		var names []string
+		var changed changes
 		kept := false
 		if !full || w.at > 0 { // who has nothing needs no removals
-			if names, kept, err = r.servicesChangedSince(w.at); err != nil {
+			if changed, kept, err = r.namesChangedSince(w.at); err != nil {
 				return err
 			}
 		}
 		if full || !kept {
-			u, err = w.full(r, names, kept)
+			u, err = w.full(r, changed.services, kept)
 			news = true
 			return err
 		}
 		d := &difference{since: w.at, revision: r.revision, gen: gen}
-		for _, name := range names {
+		if len(changed.profiles) > 0 || !w.started && w.opts.Labels != nil {
+			if d.profiles, err = r.profiles(); err != nil {
+				return err
+			}
+			d.moved = make(map[string]*DirectorProfile, len(changed.profiles))
+			for _, name := range changed.profiles {
+				d.moved[name] = nil
+			}
+			for i := range d.profiles {
+				if _, moved := d.moved[d.profiles[i].Name]; moved {
+					d.moved[d.profiles[i].Name] = &d.profiles[i]
+				}
+			}
+		}
+		for _, name := range changed.services {
 			s, err := r.status(name)
 			switch {
 			case err != nil:
@@ -134,7 +156,12 @@ func (w *Watcher) update(ctx context.Context, gen generation) (u Update, news bo
 func (w *Watcher) filter(d *difference) (u Update, news bool) {
 	u = Update{Since: d.since, Revision: d.revision, Services: d.services, Removed: d.removed}
 	news = len(d.services)+len(d.removed) > 0
-	if w.opts.Labels == nil || len(d.services) == 0 {
+	if w.opts.Labels == nil {
+		return u, news
+	}
+	u.Profile, u.ProfileChanged = w.profileAfter(d)
+	news = news || u.ProfileChanged
+	if len(d.services) == 0 {
 		return u, news
 	}
 	u.Services = nil
@@ -150,11 +177,39 @@ func (w *Watcher) filter(d *difference) (u Update, news bool) {
 	return u, news
 }
 
+// profileAfter is the profile of the watcher's labels after a difference. Only
+// where the watcher's own one changed are all of them looked at.
+func (w *Watcher) profileAfter(d *difference) (p *DirectorProfile, changed bool) {
+	if !w.started { // what it was at Since is not known
+		return ProfileOf(d.profiles, w.opts.Labels), len(d.moved) > 0
+	}
+	p = w.profile
+	if p != nil {
+		if _, moved := d.moved[p.Name]; moved {
+			now := ProfileOf(d.profiles, w.opts.Labels)
+			return now, now == nil || now.Name != p.Name || now.Revision != p.Revision
+		}
+	}
+	for _, q := range d.moved {
+		if q != nil && q.Selects(w.opts.Labels) && (p == nil || q.before(*p)) {
+			p, changed = q, true
+		}
+	}
+	return p, changed
+}
+
 // full is the whole state, with what was removed after a revision that is kept.
 func (w *Watcher) full(r *reader, changed []string, kept bool) (Update, error) {
 	u := Update{Full: true, Revision: r.revision}
 	if kept {
 		u.Since = w.at
+	}
+	if w.opts.Labels != nil {
+		profiles, err := r.profiles()
+		if err != nil {
+			return u, err
+		}
+		u.Profile, u.ProfileChanged = ProfileOf(profiles, w.opts.Labels), true
 	}
 	for _, name := range changed {
 		s, err := r.status(name)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
@@ -57,6 +59,11 @@ const maxStale = 10
 // Errors: *ValidationError with every fault of every object, *ConflictError,
 // ErrNotFound, *KeyReusedError, or the replicator's; see NotApplied.
 func (st *Store) Transact(ctx context.Context, ops []Operation, o WriteOptions) (BatchResult, error) {
+	return st.transact(ctx, ops, o, ops)
+}
+
+// transact is Transact; under an idempotency key request is what was asked for.
+func (st *Store) transact(ctx context.Context, ops []Operation, o WriteOptions, request any) (BatchResult, error) {
 	if o.IfRevision != nil {
 		return BatchResult{}, &ValidationError{[]Fault{{Path: "if_revision", Found: fmt.Sprint(*o.IfRevision), Reason: "belongs to each operation of a transaction"}}}
 	}
@@ -65,7 +72,7 @@ func (st *Store) Transact(ctx context.Context, ops []Operation, o WriteOptions) 
 		if err != nil {
 			return BatchResult{}, err
 		}
-		res, err := st.propose(ctx, o, ops, transactionCommand(tx))
+		res, err := st.propose(ctx, o, request, transactionCommand(tx))
 		var stale *staleError
 		if errors.As(err, &stale) {
 			if try < maxStale {
@@ -114,6 +121,10 @@ func (st *Store) transaction(ctx context.Context, ops []Operation) (*lbstatepb.T
 				found = append(found, about(obj.Ref(), invalid.Faults)...)
 				continue
 			}
+			if refused := st.refusedChecks(obj); len(refused) > 0 {
+				found = append(found, about(obj.Ref(), refused)...)
+				continue
+			}
 			warnings = append(warnings, about(obj.Ref(), obj.warnings())...)
 			if obj.Service != nil {
 				puts[obj.Service.Name] = *obj.Service
@@ -137,6 +148,11 @@ func (st *Store) transaction(ctx context.Context, ops []Operation) (*lbstatepb.T
 				found = append(found, about(ref, invalid.Faults)...)
 				continue
 			}
+			probe.HealthCheck = nil // it stands already
+			if refused := st.refusedChecks(Object{Service: &probe}); len(refused) > 0 {
+				found = append(found, about(ref, refused)...)
+				continue
+			}
 			p.Operation = &lbstatepb.Operation_PutBackend{PutBackend: &lbstatepb.PutBackend{Service: ref.Name, Backend: b.proto(), Frame: frame}}
 		case op.DeleteBackend != nil:
 			at := op.DeleteBackend.Address
@@ -151,6 +167,42 @@ func (st *Store) transaction(ctx context.Context, ops []Operation) (*lbstatepb.T
 		return nil, nil, &ValidationError{found}
 	}
 	return tx, warnings, nil
+}
+
+// refusedChecks names the checks of an object that run programs, where this
+// Store does not take them. It is a rule of the proposer: whatever is in the
+// log is applied by every node.
+func (st *Store) refusedChecks(o Object) []Fault {
+	var f faults
+	if st.execChecks {
+		return f
+	}
+	for path, c := range o.checks() {
+		if c.UsesExec() {
+			f.add(path, CheckTypeExec, "", "runs a program, which this server's configuration does not allow")
+		}
+	}
+	slices.SortFunc(f, func(a, b Fault) int { return strings.Compare(a.Path, b.Path) })
+	return f
+}
+
+// checks are the checks that an object has itself, by path.
+func (o Object) checks() map[string]*HealthCheck {
+	all := map[string]*HealthCheck{}
+	switch {
+	case o.Check != nil:
+		all["check"] = &o.Check.Check
+	case o.Service != nil:
+		if c := o.Service.HealthCheck; c != nil {
+			all["health_check"] = c
+		}
+		for i, b := range o.Service.Backends {
+			if b.HealthCheck != nil {
+				all[fmt.Sprintf("backends[%d].health_check", i)] = b.HealthCheck
+			}
+		}
+	}
+	return all
 }
 
 // framed returns a service, and the frame that a backend of it is validated

@@ -12,8 +12,9 @@ import (
 
 // Cleanup removes all that is ours and nothing else: services at once with their
 // connections, the interface with the VIPs, our chains and the jumps to them, sync
-// daemons that we started. Settings of the namespace stay as they are, since
-// others may rely on them by now; Report.Host names what was changed. What could
+// daemons that we started. What a profile set is as it was before. Other settings of
+// the namespace stay as they are, since others may rely on them by now; Report.Host
+// names what was changed. What could
 // be removed is no longer in the journal afterwards; Run rests until the next
 // Sync. To let connections end first, Sync an empty Desired with
 // Config.DrainServices and wait until nothing drains.
@@ -25,6 +26,7 @@ func (r *Reconciler) Cleanup(ctx context.Context) (Report, error) {
 	}
 	defer r.unlock()
 	r.desired, r.want, r.given, r.refused, r.revision = false, new(wanted), nil, nil, 0
+	r.putInForce(Desired{})
 	r.reader.forget()
 	rep, err := r.rounds(ctx, bySync, r.planCleanup)
 	if err != nil {
@@ -63,6 +65,10 @@ func (r *Reconciler) planCleanup(ctx context.Context) (*plan, *Actual, error) {
 		if d := &a.IPVS.Daemons[i]; a.ownDaemons[d.Role] {
 			p.remove = append(p.remove, Op{Kind: StopDaemon, Daemon: d})
 		}
+	}
+	r.cfg.planRestores(p, nil, a)
+	if t := a.before.Timeouts.over(a.IPVS.Timeouts); t != a.IPVS.Timeouts {
+		p.host = append(p.host, Op{Kind: SetTimeouts, Timeouts: &t})
 	}
 	return p, a, nil
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/ipvskit/ipvskit/lbstate"
 )
 
 // Alias marks the dummy interface as ours.
@@ -28,16 +30,19 @@ type Config struct {
 	// refused.
 	Marks MarkRange
 	// AllowedPrefixes limit which VIPs may be programmed; empty: any. They never
-	// widen what may be deleted.
+	// widen what may be deleted. A profile's limit more, and allow nothing else.
 	AllowedPrefixes []netip.Prefix
 	// DrainTimeout is how long the connections of a removed destination may go on
-	// before it is deleted; default 60s, negative: deleted at once.
+	// before it is deleted; default the profile's, else 60s; negative: deleted at
+	// once. A drain that runs keeps its deadline.
 	DrainTimeout time.Duration
 	// DrainServices drains a removed service's destinations before it is deleted,
 	// instead of deleting it at once.
 	DrainServices bool
 	// ReleaseVIPs unbinds a VIP that no service uses any more; by default it stays.
 	ReleaseVIPs bool
+	// KeepVIPs lets every VIP stay, also where a profile asks for their release.
+	KeepVIPs bool
 	// ARPQuiet keeps this host from answering ARP for the VIPs, for several
 	// directors or real servers on one segment (arp_ignore=1, arp_announce=2).
 	ARPQuiet bool
@@ -48,12 +53,12 @@ type Config struct {
 	// is an address of this host, so the host's own listeners answer there
 	// otherwise. It needs connection tracking, and a rule for each port.
 	ProtectVIPs bool
-	// Timeouts and Daemons are this host's own, for Apply, whose view has none; a
-	// Desired that is given to Sync has its own.
+	// Timeouts and Daemons are this host's own, for Apply: they go before those of
+	// the view's profile. A Desired that is given to Sync has its own.
 	Timeouts Timeouts
 	Daemons  []SyncDaemon
 	// LeaveSysctls names settings that are left as they are even where a service
-	// needs another value ("net/ipv4/ip_forward"); "*" leaves all.
+	// or the profile needs another value ("net/ipv4/ip_forward"); "*" leaves all.
 	LeaveSysctls []string
 	// DriftInterval is how often Run looks for changes by others; default 5s.
 	DriftInterval time.Duration
@@ -68,6 +73,8 @@ type Config struct {
 	OnReport func(Report)
 	Logger   *zap.Logger // nil: silent
 	Metrics  Metrics     // nil: none
+
+	profile *lbstate.DesiredProfile // in force; see under
 }
 
 // MarkRange is a range of firewall marks, both ends included. The zero value is
@@ -87,9 +94,6 @@ func (r MarkRange) String() string {
 func (c Config) withDefaults() Config {
 	if c.DummyName == "" {
 		c.DummyName = "ipvs-manager"
-	}
-	if c.DrainTimeout == 0 {
-		c.DrainTimeout = time.Minute
 	}
 	if c.DriftInterval == 0 {
 		c.DriftInterval = 5 * time.Second
@@ -123,6 +127,8 @@ func (c Config) validate() error {
 	switch {
 	case c.Kernel == nil:
 		return errors.New("reconcile: no Kernel in the Config; NewLinux or fakekernel.New make one")
+	case c.ReleaseVIPs && c.KeepVIPs:
+		return errors.New("reconcile: ReleaseVIPs and KeepVIPs contradict each other")
 	case len(c.DummyName) > 15:
 		return fmt.Errorf("reconcile: dummy interface name %q: at most 15 bytes are possible", c.DummyName)
 	case c.DriftInterval < 0 || c.FullInterval < 0 || c.RetryMin < 0 || c.RetryMax < c.RetryMin:

@@ -47,6 +47,9 @@ type Desired struct {
 	// Daemons that share connections with other directors, at most one of each
 	// role. One that runs and that we did not start is left alone.
 	Daemons []SyncDaemon
+	// Profile says how the director is set up where Config, Timeouts and Daemons do
+	// not; nil: nothing more.
+	Profile *lbstate.DesiredProfile
 }
 
 // DesiredService is a service with all its destinations. A destination that is
@@ -65,7 +68,7 @@ type DesiredService struct {
 // changes are the services that d wants differently from o. It is not ok if they
 // differ in anything else. Services that have times to keep are always among them.
 func (d *Desired) changes(o *Desired) (changed []DesiredService, ok bool) {
-	if d.Timeouts != o.Timeouts || !slices.Equal(d.Daemons, o.Daemons) || len(d.Services) != len(o.Services) {
+	if d.Timeouts != o.Timeouts || !slices.Equal(d.Daemons, o.Daemons) || !d.Profile.Equal(o.Profile) || len(d.Services) != len(o.Services) {
 		return nil, false
 	}
 	for i := range d.Services {
@@ -84,6 +87,11 @@ func (d *Desired) changes(o *Desired) (changed []DesiredService, ok bool) {
 // clone shares nothing with d that could be changed.
 func (d Desired) clone() Desired {
 	d.Daemons = slices.Clone(d.Daemons)
+	if d.Profile != nil {
+		p := *d.Profile
+		p.SyncDaemons, p.AllowedPrefixes, p.Sysctls = slices.Clone(p.SyncDaemons), slices.Clone(p.AllowedPrefixes), maps.Clone(p.Sysctls)
+		d.Profile = &p
+	}
 	d.Services = slices.Clone(d.Services)
 	n := 0
 	for i := range d.Services {
@@ -113,7 +121,7 @@ func (s *DesiredService) masquerades() bool {
 // FromView makes what a director should have of lbstate's view. Services that
 // cannot be expressed come back as failures; the others are usable.
 func FromView(v lbstate.View) (Desired, []Failure) {
-	d := Desired{Revision: v.Revision, Services: make([]DesiredService, 0, len(v.Services))}
+	d := Desired{Revision: v.Revision, Services: make([]DesiredService, 0, len(v.Services)), Profile: v.Profile}
 	var failures []Failure
 	for i := range v.Services {
 		s, err := fromService(&v.Services[i])
@@ -168,16 +176,11 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 		out.Prefix = p.Prefix
 		out.Engine = p.Engine
 	}
-	switch in.SNAT {
-	case lbstate.SNATLocal, "":
-		out.SNAT = SNATLocal
-	case lbstate.SNATAll:
-		out.SNAT = SNATAll
-	case lbstate.SNATOff:
-		out.SNAT = SNATOff
-	default:
+	mode, ok := snatMode(in.SNAT)
+	if !ok {
 		return out, fmt.Errorf("snat is %q; local, all or off can be programmed", in.SNAT)
 	}
+	out.SNAT = mode
 	out.Destinations = make([]Destination, len(in.Backends))
 	for i, b := range in.Backends {
 		d := Destination{
@@ -206,6 +209,18 @@ func fromService(in *lbstate.DesiredService) (DesiredService, error) {
 		}
 	}
 	return out, nil
+}
+
+func snatMode(in lbstate.SNATMode) (mode SNATMode, ok bool) {
+	switch in {
+	case lbstate.SNATLocal, "":
+		return SNATLocal, true
+	case lbstate.SNATAll:
+		return SNATAll, true
+	case lbstate.SNATOff:
+		return SNATOff, true
+	}
+	return 0, false
 }
 
 // encapsulate says how a tunnel wraps packets; nil: in IP alone.
@@ -253,6 +268,8 @@ type wanted struct {
 	services []DesiredService // by key
 	timeouts Timeouts
 	daemons  []SyncDaemon
+	own      Timeouts          // of timeouts, what is not the profile's
+	fields   map[string]string // of the profile, by the object of operations that each decides
 }
 
 func (w *wanted) service(k Key) *DesiredService {
@@ -279,8 +296,10 @@ func (w *wanted) next(t time.Time) (first time.Time, ok bool) {
 // not changed.
 func (c Config) normal(d Desired) (*wanted, []Failure) {
 	services, failures := c.normalServices(d)
+	own := d.Timeouts
+	d, fields, odd := c.laidOver(d)
 	timeouts, daemons, unusable := checkDirector(d)
-	return &wanted{services, timeouts, daemons}, append(failures, unusable...)
+	return &wanted{services, timeouts, daemons, own, fields}, slices.Concat(failures, odd, unusable)
 }
 
 func (c Config) normalServices(d Desired) ([]DesiredService, []Failure) {
@@ -292,6 +311,14 @@ func (c Config) normalServices(d Desired) ([]DesiredService, []Failure) {
 	for i := range d.Services {
 		s := d.Services[i]
 		s.Service = s.Service.Normal()
+		if c.profile != nil && c.profile.SNAT != "" {
+			mode, ok := snatMode(c.profile.SNAT)
+			if !ok {
+				refuse(&s, fmt.Errorf("profile %s: snat is %q; local, all or off can be programmed", c.profile.Name, c.profile.SNAT))
+				continue
+			}
+			s.SNAT = mode
+		}
 		if err := c.check(&s); err != nil {
 			refuse(&s, err)
 			continue
@@ -400,15 +427,17 @@ func (c *Config) checkVIP(s *DesiredService) error {
 	case s.Port == 0 && s.Flags&Persistent == 0:
 		return fmt.Errorf("port 0 (every port) needs persistence")
 	}
-	if len(c.AllowedPrefixes) == 0 {
-		return nil
+	if !allowed(c.AllowedPrefixes, a) {
+		return fmt.Errorf("VIP %s is in none of the allowed prefixes", a)
 	}
-	for _, p := range c.AllowedPrefixes {
-		if p.Contains(a) {
-			return nil
-		}
+	if p := c.profile; p != nil && !allowed(p.AllowedPrefixes, a) {
+		return fmt.Errorf("VIP %s is in none of the allowed prefixes of profile %s", a, p.Name)
 	}
-	return fmt.Errorf("VIP %s is in none of the allowed prefixes", a)
+	return nil
+}
+
+func allowed(prefixes []netip.Prefix, a netip.Addr) bool {
+	return len(prefixes) == 0 || slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 func checkDestination(s *Service, d Destination) error {

@@ -27,6 +27,11 @@ func (t Timeouts) String() string {
 	return fmt.Sprintf("tcp %s, tcp-fin %s, udp %s", t.TCP, t.TCPFin, t.UDP)
 }
 
+// fields are those of t, by the names that profiles have for them.
+func (t *Timeouts) fields() map[string]*time.Duration {
+	return map[string]*time.Duration{"tcp": &t.TCP, "tcp_fin": &t.TCPFin, "udp": &t.UDP}
+}
+
 // over is t with the fields of base where it has none.
 func (t Timeouts) over(base Timeouts) Timeouts {
 	for _, f := range []struct{ to, from *time.Duration }{{&t.TCP, &base.TCP}, {&t.TCPFin, &base.TCPFin}, {&t.UDP, &base.UDP}} {
@@ -152,7 +157,7 @@ func checkDirector(d Desired) (Timeouts, []SyncDaemon, []Failure) {
 // planDirector brings timeouts and sync daemons to what is wanted. A daemon is
 // ours if we started it: another one of its role is in the way.
 func (c Config) planDirector(p *plan, w *wanted, a *Actual) {
-	if t := w.timeouts.over(a.IPVS.Timeouts); t != a.IPVS.Timeouts {
+	if t := w.timeouts.over(a.before.Timeouts).over(a.IPVS.Timeouts); t != a.IPVS.Timeouts {
 		p.host = append(p.host, Op{Kind: SetTimeouts, Timeouts: &t})
 	}
 	for _, role := range []SyncRole{SyncMaster, SyncBackup} {

@@ -13,8 +13,8 @@
 //
 // # Nouns
 //
-// A Desired holds services with their destinations, and IPVS's timeouts and sync
-// daemons. Observe gives the Actual, with counters, rates and connections; a Plan
+// A Desired holds services with their destinations, IPVS's timeouts and sync
+// daemons, and a profile. Observe gives the Actual, with counters, rates and connections; a Plan
 // is the list of Ops that lead from one to the other, pure and printable; Sync
 // carries it out, reads back what it touched, and gives a Report. Update is Sync
 // for one who knows the Change. Cleanup removes all that is ours. A Kernel is the
@@ -43,6 +43,16 @@
 // it has no connections or at its deadline; one that returns meanwhile is one edit.
 // A removed service is deleted at once unless Config.DrainServices is set; its VIP
 // and the interface stay.
+//
+// # Profiles
+//
+// A Desired may have a profile: how the director is set up, said for many at once.
+// What Config, Desired.Timeouts and Desired.Daemons say goes before it, it goes
+// before defaults and before what services need of the host; prefixes that it
+// allows only narrow Config.AllowedPrefixes. It holds as everything desired does:
+// changed at any time, repaired, failures by its name. What it changed of timeouts
+// and settings is noted in the journal first, and goes back when no profile says it
+// any more. Report.Profile tells which fields the host's own values override.
 //
 // # Caveats
 //

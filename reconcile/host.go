@@ -8,8 +8,20 @@ import (
 // setting is a sysctl that some service needs, with the reason.
 type setting struct{ name, value, why string }
 
-// settings are what the services need of the host. Only these are ever changed.
+// settings are what the services need of the host, and what the profile says, which
+// goes before that. Only these are ever changed.
 func (c Config) settings(services []DesiredService) []setting {
+	needs, said := c.needs(services), c.profileSettings()
+	if len(said) == 0 {
+		return needs
+	}
+	needs = slices.DeleteFunc(needs, func(n setting) bool {
+		return slices.ContainsFunc(said, func(s setting) bool { return s.name == n.name })
+	})
+	return append(needs, said...)
+}
+
+func (c Config) needs(services []DesiredService) []setting {
 	var masq4, masq6, snat, persistent bool
 	for i := range services {
 		s := &services[i]
@@ -51,7 +63,7 @@ func (c Config) settings(services []DesiredService) []setting {
 
 func (c Config) planSysctls(p *plan, services []DesiredService, a *Actual) {
 	for _, s := range c.settings(services) {
-		if s.name == "net/ipv6/conf/all/forwarding" && a.Sysctls[s.name] == "0" && !c.leaves(s.name) {
+		if s.name == "net/ipv6/conf/all/forwarding" && s.value == "1" && a.Sysctls[s.name] == "0" && !c.leaves(s.name) {
 			// A host that forwards ignores router advertisements unless told
 			// otherwise, and would lose the default route it has from them.
 			for _, l := range a.links {
@@ -63,6 +75,7 @@ func (c Config) planSysctls(p *plan, services []DesiredService, a *Actual) {
 		}
 		c.planSysctl(&p.host, a, s.name, s.value, s.why)
 	}
+	c.planRestores(p, services, a)
 }
 
 func keepAddresses(link string) string { return "net/ipv6/conf/" + link + "/keep_addr_on_down" }
@@ -70,10 +83,26 @@ func keepAddresses(link string) string { return "net/ipv6/conf/" + link + "/keep
 func acceptRA(link string) string { return "net/ipv6/conf/" + link + "/accept_ra" }
 
 func (c Config) planSysctl(stage *[]Op, a *Actual, name, value, why string) {
-	if c.leaves(name) || a.Sysctls[name] == value {
+	if c.leaves(name) || sameValue(name, a.Sysctls[name], value) {
 		return
 	}
 	*stage = append(*stage, Op{Kind: SetSysctl, Name: name, Value: value, Why: why})
+}
+
+// maxWrites is how often one reconciliation writes a setting to the same value.
+const maxWrites = 2
+
+// refuseStubborn takes settings out of a plan that have been written and do not
+// show it: the kernel makes another value of theirs, and would of the next write.
+func refuseStubborn(p *plan, a *Actual, written map[string]int) {
+	p.host = slices.DeleteFunc(p.host, func(op Op) bool {
+		if op.Kind != SetSysctl || written[op.Name] < maxWrites {
+			return false
+		}
+		p.failures = append(p.failures, Failure{Object: op.Object(), Op: op.Kind.String(), Err: fmt.Errorf(
+			"the kernel shows %q where %q was written: write the value as it shows it, or see who else changes it", a.Sysctls[op.Name], op.Value)})
+		return true
+	})
 }
 
 // planChains brings our chains up to what is wanted in front of what is there:

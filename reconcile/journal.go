@@ -93,6 +93,8 @@ type record struct {
 	Foreign map[Key]bool          // found on a VIP when it became ours: not ours
 	Drains  map[destination]Drain // still in the kernel, with weight 0
 	Daemons map[SyncRole]bool     // sync daemons that we started
+	Before  before                // of what profiles changed
+	Profile string                // in force last, for people
 	// Protected: the chains of Config.ProtectVIPs may be there.
 	Protected bool
 }
@@ -105,13 +107,14 @@ type destination struct {
 func newRecord() *record {
 	return &record{
 		VIPs: map[netip.Addr]bool{}, Own: map[Key]bool{}, Foreign: map[Key]bool{}, Drains: map[destination]Drain{},
-		Daemons: map[SyncRole]bool{},
+		Daemons: map[SyncRole]bool{}, Before: before{Sysctls: map[string]string{}},
 	}
 }
 
 func (r *record) clone() *record {
 	return &record{
-		maps.Clone(r.VIPs), maps.Clone(r.Own), maps.Clone(r.Foreign), maps.Clone(r.Drains), maps.Clone(r.Daemons), r.Protected,
+		VIPs: maps.Clone(r.VIPs), Own: maps.Clone(r.Own), Foreign: maps.Clone(r.Foreign), Drains: maps.Clone(r.Drains), Daemons: maps.Clone(r.Daemons),
+		Before: before{maps.Clone(r.Before.Sysctls), r.Before.Timeouts}, Profile: r.Profile, Protected: r.Protected,
 	}
 }
 
@@ -120,7 +123,8 @@ func (r *record) equal(o *record) bool {
 		maps.EqualFunc(r.Drains, o.Drains, func(a, b Drain) bool {
 			return a.Service == b.Service && a.Dest == b.Dest && a.Since.Equal(b.Since) && a.Deadline.Equal(b.Deadline)
 		}) &&
-		maps.Equal(r.Daemons, o.Daemons) && r.Protected == o.Protected
+		maps.Equal(r.Daemons, o.Daemons) && r.Protected == o.Protected && r.Profile == o.Profile &&
+		maps.Equal(r.Before.Sysctls, o.Before.Sysctls) && r.Before.Timeouts == o.Before.Timeouts
 }
 
 const recordVersion = 1
@@ -133,7 +137,11 @@ type recordJSON struct {
 	Drains  []drainJSON  `json:"drains,omitempty"`
 	Daemons []string     `json:"daemons,omitempty"`
 
-	Protected bool `json:"protected,omitempty"`
+	Protected bool   `json:"protected,omitempty"`
+	Profile   string `json:"profile,omitempty"`
+	// Before profiles changed them: settings by path, timeouts in seconds.
+	Sysctls  map[string]string `json:"sysctls,omitempty"`
+	Timeouts map[string]int64  `json:"timeouts,omitempty"`
 }
 
 type drainJSON struct {
@@ -158,7 +166,15 @@ func (r *record) encode() []byte {
 		return out
 	}
 	doc.Own, doc.Foreign = keys(r.Own), keys(r.Foreign)
-	doc.Protected = r.Protected
+	doc.Protected, doc.Profile, doc.Sysctls = r.Protected, r.Profile, r.Before.Sysctls
+	for name, d := range r.Before.Timeouts.fields() {
+		if *d != 0 {
+			if doc.Timeouts == nil {
+				doc.Timeouts = map[string]int64{}
+			}
+			doc.Timeouts[name] = int64(*d / time.Second)
+		}
+	}
 	for _, role := range []SyncRole{SyncMaster, SyncBackup} {
 		if r.Daemons[role] {
 			doc.Daemons = append(doc.Daemons, role.String())
@@ -213,7 +229,16 @@ func decodeRecord(b []byte) (*record, error) {
 			p.to[k] = true
 		}
 	}
-	r.Protected = doc.Protected
+	r.Protected, r.Profile = doc.Protected, doc.Profile
+	maps.Copy(r.Before.Sysctls, doc.Sysctls)
+	fields := r.Before.Timeouts.fields()
+	for name, seconds := range doc.Timeouts {
+		field := fields[name]
+		if field == nil || seconds <= 0 || seconds > int64(maxTimeout/time.Second) {
+			return nil, fmt.Errorf("a timeout %q of %d seconds", name, seconds)
+		}
+		*field = time.Duration(seconds) * time.Second
+	}
 	for _, text := range doc.Daemons {
 		switch text {
 		case SyncMaster.String():

@@ -81,6 +81,7 @@ func (r *reader) read(ctx context.Context, w *wanted, rec *record) error {
 		r.sysctls = map[string]string{}
 	}
 	names := []string{keepAddresses(r.cfg.DummyName)}
+	names = append(names, slices.Sorted(maps.Keys(rec.Before.Sysctls))...)
 	for _, s := range r.cfg.settings(services) {
 		names = append(names, s.name)
 		if s.name == "net/ipv6/conf/all/forwarding" {
@@ -305,6 +306,7 @@ func (r *reader) actual(w *wanted, rec *record, now time.Time) *Actual {
 	a := &Actual{
 		Held: map[netip.Addr]string{}, IPVS: *r.ipvs, Chains: r.chains, Sysctls: r.sysctls, Now: now,
 		chainErrs: r.chainErr, links: r.links, ownDaemons: rec.Daemons,
+		before: rec.Before, Profile: rec.Profile,
 	}
 	var err error
 	var exists bool

@@ -18,6 +18,7 @@ type Actual struct {
 	Chains   map[ChainKey]Chain
 	Sysctls  map[string]string
 	Drains   []Drain // what is being drained, from the journal
+	Profile  string  // that was in force last, from the journal: "edge, of revision 12"; empty: none
 	Now      time.Time
 
 	linkErr    error              // an interface of our name that is not ours
@@ -25,6 +26,7 @@ type Actual struct {
 	links      []Link
 	collide    map[Key]bool // desired, but someone else's
 	ownDaemons map[SyncRole]bool
+	before     before
 }
 
 // Plan is the operations that make actual as desired, in the order in which
@@ -34,7 +36,7 @@ type Actual struct {
 //
 // Of cfg the rules count; Kernel and Journal are not used.
 func Plan(cfg Config, desired Desired, actual Actual) []Op {
-	cfg = cfg.withDefaults()
+	cfg = cfg.withDefaults().under(desired.Profile)
 	w, _ := cfg.normal(desired)
 	return cfg.plan(w, &actual).ops()
 }

@@ -15,7 +15,7 @@ import (
 // Reconciler makes one kernel equal to what is desired, again and again. All
 // methods are safe for concurrent use; one reconciliation runs at a time.
 type Reconciler struct {
-	cfg  Config
+	cfg  Config        // of this host
 	turn chan struct{} // holds one token; who has it owns the fields up to wake
 
 	rec      *record // nil: not read from the journal yet
@@ -23,8 +23,10 @@ type Reconciler struct {
 	kept     *record // the same as a record
 	noted    bool    // rec may differ from it
 	reader   reader
-	desired  bool      // Sync has been called
-	revision uint64    // of the last Sync or Update
+	desired  bool   // Sync has been called
+	revision uint64 // of the last Sync or Update
+	in       Config // cfg with the profile of that in force
+	profile  *lbstate.AppliedProfile
 	given    *Desired  // what want was made of, if that was one Sync
 	settled  bool      // the last reconciliation left nothing to do, nor to wait for
 	want     *wanted   // of them: what can be programmed
@@ -48,9 +50,10 @@ func New(cfg Config) (*Reconciler, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	in := cfg.under(nil)
 	r := &Reconciler{
-		cfg: cfg, turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		reader: reader{kernel: cfg.Kernel, cfg: cfg}, backoffs: map[string]*backoff{}, want: new(wanted),
+		cfg: cfg, in: in, turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		reader: reader{kernel: cfg.Kernel, cfg: in}, backoffs: map[string]*backoff{}, want: new(wanted),
 	}
 	r.turn <- struct{}{}
 	return r, nil
@@ -111,7 +114,7 @@ func (r *Reconciler) sync(ctx context.Context, desired Desired, owned bool, unus
 	}
 	if alike {
 		if changed, ok := desired.changes(r.given); ok {
-			if set, refused := r.cfg.normalServices(Desired{Services: changed}); len(refused) == 0 && r.narrow(set) {
+			if set, refused := r.in.normalServices(Desired{Services: changed}); len(refused) == 0 && r.narrow(set) {
 				defer r.wakeRun()
 				rep, err := r.updateNarrowly(ctx, desired.Revision, set)
 				r.given = &desired
@@ -119,11 +122,19 @@ func (r *Reconciler) sync(ctx context.Context, desired Desired, owned bool, unus
 			}
 		}
 	}
-	want, refused := r.cfg.normal(desired)
+	r.putInForce(desired)
+	want, refused := r.in.normal(desired)
 	r.revision, r.want, r.refused = desired.Revision, want, slices.Concat(unusable, refused)
 	r.desired, r.given = true, &desired
 	defer r.wakeRun()
 	return r.reconcile(ctx, bySync)
+}
+
+// putInForce makes what follows go by the profile of what is desired.
+func (r *Reconciler) putInForce(d Desired) {
+	r.in = r.cfg.under(d.Profile)
+	r.reader.cfg = r.in
+	r.profile = r.cfg.profileAccount(d)
 }
 
 // unchanged is the last report for a Sync that has nothing to do.
@@ -152,7 +163,8 @@ func (r *Reconciler) notDrifted(ctx context.Context) error {
 // Plan is what Sync would do now, without doing it: a dry run. Failures are
 // those that are known beforehand.
 func (r *Reconciler) Plan(ctx context.Context, desired Desired) ([]Op, []Failure, error) {
-	want, refused := r.cfg.normal(desired)
+	in := r.cfg.under(desired.Profile)
+	want, refused := in.normal(desired)
 	if err := r.lock(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -161,12 +173,12 @@ func (r *Reconciler) Plan(ctx context.Context, desired Desired) ([]Op, []Failure
 	if err != nil {
 		return nil, nil, err
 	}
-	fresh := reader{kernel: r.cfg.Kernel, cfg: r.cfg}
+	fresh := reader{kernel: r.cfg.Kernel, cfg: in}
 	if err := fresh.read(ctx, want, rec); err != nil {
 		return nil, nil, err
 	}
-	p := r.cfg.plan(want, fresh.actual(want, rec, time.Now()))
-	return p.ops(), append(refused, p.failures...), nil
+	p := in.plan(want, fresh.actual(want, rec, time.Now()))
+	return p.ops(), in.attribute(want, append(refused, p.failures...)), nil
 }
 
 // Observe reads what the kernel has, statistics and connection counts included,
@@ -180,7 +192,7 @@ func (r *Reconciler) Observe(ctx context.Context) (Actual, error) {
 	if err != nil {
 		return Actual{}, err
 	}
-	fresh := reader{kernel: r.cfg.Kernel, cfg: r.cfg}
+	fresh := reader{kernel: r.cfg.Kernel, cfg: r.in}
 	if err := fresh.read(ctx, r.want, rec); err != nil {
 		return Actual{}, err
 	}
@@ -261,8 +273,13 @@ func (r *Reconciler) planAll(ctx context.Context) (*plan, *Actual, error) {
 		return nil, nil, err
 	}
 	a := r.reader.actual(r.want, r.rec, time.Now())
-	p := r.cfg.plan(r.want, a)
+	p := r.in.plan(r.want, a)
 	r.planned, r.noted = a.Now, true
+	r.noteBefore(p, a)
+	r.rec.Profile = ""
+	if f := r.profile; f != nil {
+		r.rec.Profile = fmt.Sprintf("%s, of revision %d", f.Name, f.Revision)
+	}
 	r.rec.Drains = make(map[destination]Drain, len(p.drains)+len(p.ending))
 	r.noteDrains(p)
 	for _, role := range []SyncRole{SyncMaster, SyncBackup} {
@@ -299,13 +316,14 @@ func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context
 			b.next = began // everything is tried once
 		}
 	}
-	rep := Report{Revision: r.revision, Simulated: r.cfg.Kernel.Simulated()}
+	rep := Report{Revision: r.revision, Simulated: r.cfg.Kernel.Simulated(), Profile: r.profile}
 	r.reader.recount()
 	if err := r.countConnections(ctx, slices.Collect(maps.Values(r.rec.Drains))); err != nil {
 		return Report{}, err
 	}
 	var failures []Failure
 	var p *plan
+	written := map[string]int{} // settings, how often
 	for round := 0; ; {
 		var a *Actual
 		var err error
@@ -313,6 +331,7 @@ func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context
 			r.reader.forget()
 			return Report{}, fmt.Errorf("reconcile: %w", err)
 		}
+		refuseStubborn(p, a, written)
 		if again, err := r.countEnding(ctx, p); err != nil {
 			return Report{}, err
 		} else if again {
@@ -323,6 +342,11 @@ func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context
 		}
 		e := r.execute(ctx, p, round > 0 || by != bySync)
 		failures = e.failures
+		for _, op := range e.done {
+			if op.Kind == SetSysctl {
+				written[op.Name]++
+			}
+		}
 		rep.Operations += len(e.done)
 		r.account(&rep, e, a, by)
 		if err := r.reader.touch(context.WithoutCancel(ctx), e.tried, e.done); err != nil {
@@ -348,7 +372,7 @@ func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context
 		round++
 	}
 	r.forgetBackoffs(p)
-	rep.Failures = slices.Concat(r.refused, p.failures, failures)
+	rep.Failures = r.in.attribute(r.want, slices.Concat(r.refused, p.failures, failures))
 	rep.Collisions, rep.Warnings = p.collisions, p.warnings
 	rep.Draining = len(p.drains)
 	rep.Converged = len(rep.Failures) == 0

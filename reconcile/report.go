@@ -23,7 +23,8 @@ type Report struct {
 	Failures   []Failure
 	Collisions []Collision
 	Warnings   []Warning
-	Host       []HostChange // sysctls that were changed since New
+	Host       []HostChange            // sysctls that were changed since New
+	Profile    *lbstate.AppliedProfile // in force; nil: none
 	Took       time.Duration
 }
 
@@ -104,7 +105,7 @@ func (h HostChange) String() string {
 func (r Report) Applied() lbstate.Applied {
 	a := lbstate.Applied{
 		Revision: r.Revision, Converged: r.Converged, Simulated: r.Simulated,
-		Services: r.Services, Operations: r.Operations, Draining: r.Draining,
+		Services: r.Services, Operations: r.Operations, Draining: r.Draining, Profile: r.Profile,
 	}
 	for _, f := range r.Failures {
 		a.Failures = append(a.Failures, lbstate.Failure{Object: f.Object, Op: f.Op, Reason: f.Err.Error()})

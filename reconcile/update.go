@@ -32,7 +32,7 @@ func (r *Reconciler) Update(ctx context.Context, change Change) (Report, error) 
 }
 
 func (r *Reconciler) update(ctx context.Context, change Change) (Report, error) {
-	set, refused := r.cfg.normalServices(Desired{Services: change.Set}.clone())
+	set, refused := r.in.normalServices(Desired{Services: change.Set}.clone())
 	if err := r.notDrifted(ctx); err != nil {
 		return Report{}, err
 	}
@@ -123,7 +123,7 @@ func (p *partial) plan(ctx context.Context) (*plan, *Actual, error) {
 	maps.DeleteFunc(rec.Drains, func(at destination, _ Drain) bool { return !keys[at.service] })
 	a.Drains = r.reader.drains(rec)
 	out := new(plan)
-	r.cfg.planServices(out, p.want.services, a)
+	r.in.planServices(out, p.want.services, a)
 	maps.DeleteFunc(r.rec.Drains, func(at destination, _ Drain) bool { return keys[at.service] })
 	r.noteDrains(out)
 	r.noted = r.noted || len(rec.Drains)+len(out.drains)+len(out.ending) > 0

@@ -13,6 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/reconcile"
 	"github.com/ipvskit/ipvskit/reconcile/fakekernel"
 )
@@ -54,6 +55,7 @@ var (
 
 func newWalk(t *rapid.T) *walk {
 	w := &walk{t: t, k: fakekernel.New(), journal: new(memory)}
+	w.k.Set("net/ipv4/vs/sync_retries", "0")
 	w.k.SetLink(reconcile.Link{Name: "eth0", Up: true, Addresses: []netip.Prefix{netip.MustParsePrefix(heldVIP + "/24")}})
 	for _, line := range []string{
 		"-A -t " + heldVIP + ":80 -s rr\n-a -t " + heldVIP + ":80 -r 10.9.0.1:80 -m -w 1",
@@ -223,7 +225,7 @@ func (w *walk) bring(ctx context.Context) (reconcile.Report, error) {
 		}
 	}
 	given := w.want
-	given.Timeouts, given.Daemons = w.given.Timeouts, w.given.Daemons // a Change has none
+	given.Timeouts, given.Daemons, given.Profile = w.given.Timeouts, w.given.Daemons, w.given.Profile // a Change has none
 	w.want, w.given = given, &given
 	return w.r.Update(ctx, c)
 }
@@ -275,6 +277,7 @@ func (w *walk) settle() {
 	if err != nil || again.Operations != 0 || w.k.Operations() != done || !again.Converged {
 		w.t.Fatalf("the second sync did %q: %+v, %v", *ops, again, err)
 	}
+	w.profiled(w.want.Profile)
 	list, _ := w.k.Services(context.Background())
 	want := map[reconcile.Key]reconcile.DesiredService{}
 	for _, s := range w.want.Services {
@@ -353,6 +356,9 @@ func TestRandomWalks(t *testing.T) {
 			if rapid.Bool().Draw(t, "daemon") {
 				w.want.Daemons = []reconcile.SyncDaemon{{Role: reconcile.SyncMaster, Interface: "eth0", ID: uint8(rapid.IntRange(0, 1).Draw(t, "ID"))}}
 			}
+			if rapid.Bool().Draw(t, "profile") {
+				w.want.Profile = w.profile()
+			}
 			w.sync()
 			if rapid.Bool().Draw(t, "meddle") {
 				w.others()
@@ -369,6 +375,38 @@ func TestRandomWalks(t *testing.T) {
 			w.cleanup()
 		}
 	})
+}
+
+// profile is one that says something of all that the walk looks at.
+func (w *walk) profile() *lbstate.DesiredProfile {
+	p := &lbstate.DesiredProfile{
+		Name: "edge", Revision: uint64(rapid.IntRange(1, 9).Draw(w.t, "profile's revision")),
+		ReleaseVIPs: rapid.Bool().Draw(w.t, "profile releases"), DrainTimeout: time.Hour,
+		SNAT: rapid.SampledFrom([]lbstate.SNATMode{"", lbstate.SNATAll, lbstate.SNATOff}).Draw(w.t, "profile's SNAT"),
+	}
+	if n := rapid.IntRange(0, 2).Draw(w.t, "profile's timeout"); n > 0 {
+		p.Timeouts.TCP = lbstate.Duration(time.Duration(n) * time.Minute)
+	}
+	if n := rapid.IntRange(0, 2).Draw(w.t, "profile's setting"); n > 0 {
+		p.Sysctls = map[string]string{"net.ipv4.vs.sync_retries": fmt.Sprint(n)}
+	}
+	return p
+}
+
+// profiled: the kernel is set up as the profile says, and as it was before where
+// none says anything.
+func (w *walk) profiled(p *lbstate.DesiredProfile) {
+	tcp, entry := 15*time.Minute, "0"
+	if p != nil && p.Timeouts.TCP != 0 {
+		tcp = time.Duration(p.Timeouts.TCP)
+	}
+	if p != nil && p.Sysctls != nil {
+		entry = p.Sysctls["net.ipv4.vs.sync_retries"]
+	}
+	state, _ := w.k.IPVS(context.Background())
+	if value, _ := w.k.Sysctl(context.Background(), "net/ipv4/vs/sync_retries"); value != entry || state.Timeouts.TCP != tcp {
+		w.t.Fatalf("sync_retries %s, want %s; tcp timeout %s, want %s; profile %+v", value, entry, state.Timeouts.TCP, tcp, p)
+	}
 }
 
 // cleanup: nothing is left but what is someone else's.
@@ -395,4 +433,5 @@ func (w *walk) cleanup() {
 	if len(state.Daemons) > 0 {
 		w.t.Fatalf("left after a cleanup: %v", state.Daemons)
 	}
+	w.profiled(nil)
 }

@@ -84,63 +84,102 @@ func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
 	}
 }
 
+// secureCluster is three servers with certificates, the last of which does not
+// hold the cluster's key.
+type secureCluster struct {
+	t          *testing.T
+	dir, key   string
+	http, grpc []string
+	ports      []int
+}
+
+func newSecureCluster(t *testing.T) *secureCluster {
+	t.Helper()
+	c := &secureCluster{t: t, dir: t.TempDir(), ports: freePorts(t, 9)}
+	c.key = c.file("cluster.key")
+	made(t, "keygen", "--key_file", c.key)
+	made(t, "server-cert", "--key_file", c.key, "--name", "node2", "--hosts", "127.0.0.1", "--out", c.file("node2.key"))
+	if err := os.WriteFile(c.file("revoked"), []byte("# none yet\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		c.http = append(c.http, fmt.Sprintf("127.0.0.1:%d", c.ports[3*i]))
+		c.grpc = append(c.grpc, fmt.Sprintf("127.0.0.1:%d", c.ports[3*i+1]))
+	}
+	return c
+}
+
+func (c *secureCluster) file(name string) string { return filepath.Join(c.dir, name) }
+
+// start starts the servers, and waits until they are one cluster.
+func (c *secureCluster) start() {
+	c.t.Helper()
+	for i := range 3 {
+		mine := c.key
+		if i == 2 {
+			mine = c.file("node2.key")
+		}
+		program(c.t, "--raft_node_id", fmt.Sprintf("node%d", i), "--adverties", fmt.Sprintf("127.0.0.1:%d", c.ports[3*i+2]),
+			"--server_port", fmt.Sprint(c.ports[3*i]), "--grpc_port", fmt.Sprint(c.ports[3*i+1]), "--cluster", strings.Join(c.http, ","),
+			"--raft_vol_dir", c.file(fmt.Sprintf("data%d", i)), "--key_file", mine, "--revoked_file", c.file("revoked"), "--log_level", "warn")
+	}
+	anyone := caller(c.t, "", c.key)
+	within(c.t, 30*time.Second, "one cluster with a leader", func() bool {
+		for i := range c.http {
+			if status, _ := c.ask(anyone, i, http.MethodGet, "/readyz", ""); status != http.StatusOK {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// agent starts a director whose credential has its name.
+func (c *secureCluster) agent(name string, servers ...string) {
+	c.t.Helper()
+	program(c.t, "--server_type", "agent", "--grpc_address", strings.Join(servers, ","), "--agent_dir", c.file(name),
+		"--dataplane", "fake", "--key_file", c.file(name+".key"), "--log_level", "warn")
+}
+
+// ask makes a request of one of the servers; status 0 is none, and why.
+func (c *secureCluster) ask(client *http.Client, server int, method, path, body string, headers ...string) (status int, text string) {
+	c.t.Helper()
+	r, err := http.NewRequest(method, "https://"+c.http[server]+path, strings.NewReader(body))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return resp.StatusCode, string(data)
+}
+
 // INV-40: three servers form one cluster by their certificates, a director
 // follows them, and only who has the right role gets an answer.
 func TestClusterWithCertificates(t *testing.T) {
-	dir := t.TempDir()
-	file := func(name string) string { return filepath.Join(dir, name) }
-	key := file("cluster.key")
-	made(t, "keygen", "--key_file", key)
-	made(t, "server-cert", "--key_file", key, "--name", "node2", "--hosts", "127.0.0.1", "--out", file("node2.key"))
+	c := newSecureCluster(t)
+	file, key, cluster := c.file, c.key, c.http
 	made(t, "agent-cert", "--key_file", key, "--name", "lb1", "--labels", "zone=a", "--out", file("lb1.key"))
 	made(t, "operator-cert", "--key_file", key, "--name", "alice", "--out", file("alice.key"))
 	made(t, "keygen", "--key_file", file("other.key"))
 	made(t, "operator-cert", "--key_file", file("other.key"), "--name", "alice", "--out", file("mallory.key"))
-	if err := os.WriteFile(file("revoked"), []byte("# none yet\n"), 0o600); err != nil {
-		t.Fatal(err)
+	c.start()
+	c.agent("lb1", c.grpc...)
+	ask := func(client *http.Client, method, path, body string) (int, string) {
+		return c.ask(client, 1, method, path, body)
 	}
-
-	ports := freePorts(t, 9)
-	var cluster, agents []string
-	for i := range 3 {
-		cluster = append(cluster, fmt.Sprintf("127.0.0.1:%d", ports[3*i]))
-		agents = append(agents, fmt.Sprintf("127.0.0.1:%d", ports[3*i+1]))
-	}
-	for i := range 3 {
-		mine := key
-		if i == 2 {
-			mine = file("node2.key") // one that does not hold the key
-		}
-		program(t, "--raft_node_id", fmt.Sprintf("node%d", i), "--adverties", fmt.Sprintf("127.0.0.1:%d", ports[3*i+2]),
-			"--server_port", fmt.Sprint(ports[3*i]), "--grpc_port", fmt.Sprint(ports[3*i+1]), "--cluster", strings.Join(cluster, ","),
-			"--raft_vol_dir", file(fmt.Sprintf("data%d", i)), "--key_file", mine, "--revoked_file", file("revoked"), "--log_level", "warn")
-	}
-	program(t, "--server_type", "agent", "--grpc_address", strings.Join(agents, ","), "--agent_dir", file("agent"),
-		"--dataplane", "fake", "--key_file", file("lb1.key"), "--log_level", "warn")
-
-	ask := func(c *http.Client, method, path, body string) (int, string) {
-		r, err := http.NewRequest(method, "https://"+cluster[1]+path, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Header.Set("Content-Type", "application/json")
-		resp, err := c.Do(r)
-		if err != nil {
-			return 0, err.Error()
-		}
-		defer resp.Body.Close()
-		data, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return 0, err.Error()
-		}
-		return resp.StatusCode, string(data)
-	}
-	anyone := caller(t, "", key)
-	within(t, 30*time.Second, "one cluster with a leader", func() bool {
-		status, _ := ask(anyone, http.MethodGet, "/readyz", "")
-		return status == http.StatusOK
-	})
-	alice := caller(t, file("alice.key"), key)
+	anyone, alice := caller(t, "", key), caller(t, file("alice.key"), key)
 	connected := func() (agent.AgentInfo, bool) {
 		_, body := ask(alice, http.MethodGet, "/api/v1/agents", "")
 		var list struct{ Agents []agent.AgentInfo }

@@ -50,6 +50,8 @@ type config struct {
 	volDir      string
 	tuning      tuning
 	hold        healthcheck.Hold // when mass failure is suspected
+	execChecks  bool             // health checks may run programs
+	execDir     string           // of those programs
 	plane       dataplane
 	agentName   string
 	agentNamed  bool // by --agent_name
@@ -142,6 +144,13 @@ func (c config) contradictions() error {
 	}
 	if c.role == roleAgent {
 		return nil
+	}
+	if c.execChecks {
+		if dir, err := os.Stat(c.execDir); err != nil {
+			return fmt.Errorf("--allow_exec_checks: --exec_checks_dir: %w; make it, writable by root alone, and put the programs there", err)
+		} else if !dir.IsDir() {
+			return &flagError{"exec_checks_dir", c.execDir, "a directory"}
+		}
 	}
 	ports := map[int]string{}
 	for _, p := range []struct {
@@ -244,6 +253,10 @@ func flagSet(c *config) *pflag.FlagSet {
 		c.hold.Limit = d
 		return err == nil && d > 0
 	}), "hold_limit", "how long what is held back is not believed, at most")
+	fs.BoolVar(&c.execChecks, "allow_exec_checks", false, "let health checks of type exec run programs of --exec_checks_dir, as the user of this\nprocess: whoever may write services then has them run. Give it to every server")
+	text(&c.execDir, "exec_checks_dir", "/etc/ipvs-manager/checks", "an absolute path without detours", "directory of the programs that health checks may run; a check names a file in it", func(s string) bool {
+		return filepath.IsAbs(s) && filepath.Clean(s) == s
+	})
 	text(&c.listen, "listen", "", "a host name or IP address", "host that all ports listen on; 0.0.0.0 or :: for every address, VIPs included\n(default: the host of --adverties)", func(s string) bool { return s == "" || isHost(s) })
 	list(&c.hostNames, "http_names", "", "DNS names, comma separated", "further DNS names by which browsers reach the page; by IP address and by the announced\nname they always may", isHost)
 	file := func(p *string, name, usage string) {

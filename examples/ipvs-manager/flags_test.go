@@ -22,8 +22,8 @@ func TestFlagsDefaults(t *testing.T) {
 	want := config{
 		role: roleServer, nodeID: "raft", advertise: "127.0.0.1:8110", listen: "127.0.0.1",
 		cluster: []string{"127.0.0.1:8010"}, serverPort: 8010, grpcPort: 8210,
-		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", tuning: tuning{dummyName: "ipvs-manager", drainTimeout: time.Minute},
-		hold:  healthcheck.Hold{Share: 0.5, Limit: time.Minute},
+		grpcAddress: []string{"127.0.0.1:8210"}, volDir: "node_1_data", tuning: tuning{dummyName: "ipvs-manager"},
+		hold: healthcheck.Hold{Share: 0.5, Limit: time.Minute}, execDir: "/etc/ipvs-manager/checks",
 		plane: planeAuto, agentName: "here", agentNamed: true, agentLabels: map[string]string{}, agentDir: "agent_data",
 		logLevel: zapcore.InfoLevel,
 	}
@@ -53,11 +53,15 @@ func TestFlags(t *testing.T) {
 			t := c.tuning
 			return len(t.allowedPrefixes) == 2 && t.allowedPrefixes[0].String() == "192.0.2.0/24" && t.drainTimeout < 0 && t.releaseVIPs && t.leaveSysctls[0] == "*"
 		}},
+		{"VIPs stay", "--release_vips=false --drain_timeout 1m", func(c config) bool {
+			return !c.tuning.releaseVIPs && c.tuning.keepVIPs && c.tuning.drainTimeout == time.Minute
+		}},
 		{"kernel", "--ipvs_timeouts tcp=5m,udp=30s --sync_daemons master:eth1:7,backup:eth1:7", func(c config) bool {
 			t := c.tuning
 			return t.timeouts == reconcile.Timeouts{TCP: 5 * time.Minute, UDP: 30 * time.Second} && len(t.daemons) == 2 &&
 				t.daemons[1] == reconcile.SyncDaemon{Role: reconcile.SyncBackup, Interface: "eth1", ID: 7}
 		}},
+		{"programs", "--allow_exec_checks --exec_checks_dir /", func(c config) bool { return c.execChecks && c.execDir == "/" }},
 		{"listen", "--listen ::", func(c config) bool { return c.listenAddress(8010) == "[::]:8010" }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -82,6 +86,11 @@ func TestBadFlagsAreNamed(t *testing.T) {
 		{"--sync_daemons master:eth1:256", []string{"--sync_daemons", `"master:eth1:256"`}},
 		{"--hold_share 1.5", []string{"--hold_share", `"1.5"`, "at most 1"}},
 		{"--hold_limit 0s", []string{"--hold_limit", `"0s"`, "more than 0"}},
+		{"--release_vips=some", []string{"--release_vips", `"some"`, "true, false"}},
+		{"--exec_checks_dir checks", []string{"--exec_checks_dir", `"checks"`, "absolute"}},
+		{"--exec_checks_dir /a/../b", []string{"--exec_checks_dir", `"/a/../b"`}},
+		{"--allow_exec_checks --exec_checks_dir /no/such/directory", []string{"--allow_exec_checks", "--exec_checks_dir", "/no/such/directory", "make it"}},
+		{"--allow_exec_checks --exec_checks_dir /dev/null", []string{"--exec_checks_dir", `"/dev/null"`, "a directory"}},
 		{"--drain_timeout -1s", []string{"--drain_timeout", `"-1s"`, "a duration"}},
 		{"--server_port 0", []string{"--server_port", `"0"`, "1 to 65535"}},
 		{"--server_port 65536", []string{"--server_port", `"65536"`}},

@@ -53,6 +53,9 @@ func warn(cfg config, log *zap.Logger, d *director) {
 	if d != nil && d.plane.simulated() {
 		log.Warn("the data plane is simulated. " + d.plane.notice)
 	}
+	if cfg.execChecks {
+		log.Info("started with --allow_exec_checks: whoever may write services has programs run here", zap.String("directory", cfg.execDir))
+	}
 	if cfg.insecure {
 		log.Warn("started with --insecure: traffic between servers, agents and browsers is neither encrypted nor authenticated; whoever reaches the ports controls the load balancer")
 	}

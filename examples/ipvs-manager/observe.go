@@ -61,6 +61,9 @@ func observe(args []string, stdout io.Writer) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if a.Profile != "" {
+		fmt.Fprintf(stdout, "profile: %s\n", a.Profile)
+	}
 	for _, d := range a.Drains {
 		fmt.Fprintf(stdout, "drains: %s -> %s, until %s at the latest\n", d.Service, d.Dest, d.Deadline.Format("15:04:05"))
 	}
@@ -82,9 +85,14 @@ func zero(args []string, _ io.Writer) error {
 // plan shows what it would take to make this host's kernel equal to a file.
 func plan(args []string, stdout io.Writer) error {
 	file := ""
+	var labels map[string]string
 	r, err := openReconciler("plan", "prints the operations that would make this host's kernel equal to a configuration\n"+
 		"(as GET /api/v1/config gives it), with every backend healthy. It changes nothing, and the\nagent may run.", args, func(fs *pflag.FlagSet) {
 		fs.StringVar(&file, "config", "config.yaml", "file with the configuration, JSON or YAML")
+		fs.Var(newValue("", "labels", "k=v pairs, comma separated, each key once", func(s string) (ok bool) {
+			labels, ok = parseLabels(s)
+			return ok
+		}), "agent_labels", "this director's labels, which select its services and its profile\n(default: every service, and the profile of a director without labels)")
 	})
 	if err != nil {
 		return err
@@ -93,7 +101,7 @@ func plan(args []string, stdout io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("--config: %w", err)
 	}
-	view, err := viewOf(text)
+	view, err := viewOf(text, labels)
 	if err != nil {
 		return fmt.Errorf("--config %s: %w", file, err)
 	}
@@ -101,6 +109,9 @@ func plan(args []string, stdout io.Writer) error {
 	ops, failures, err := r.Plan(context.Background(), desired)
 	if err != nil {
 		return err
+	}
+	if p := view.Profile; p != nil {
+		fmt.Fprintf(stdout, "profile: %s\n", p.Name)
 	}
 	for _, op := range ops {
 		fmt.Fprintln(stdout, op)
@@ -112,8 +123,9 @@ func plan(args []string, stdout io.Writer) error {
 	return nil
 }
 
-// viewOf is what a director of all services of a configuration gets.
-func viewOf(text []byte) (lbstate.View, error) {
+// viewOf is what a director with these labels gets of a configuration; without any
+// it gets all services.
+func viewOf(text []byte, labels map[string]string) (lbstate.View, error) {
 	var v lbstate.View
 	set, err := lbstate.DecodeConfiguration(text)
 	if err != nil {
@@ -126,7 +138,14 @@ func viewOf(text []byte) (lbstate.View, error) {
 	for _, c := range set.Checks {
 		checks[c.Name] = c
 	}
+	if p := lbstate.ProfileOf(set.Profiles, labels); p != nil {
+		desired := p.Desired()
+		v.Profile = &desired
+	}
 	for _, s := range set.Services {
+		if len(labels) > 0 && !s.Selects(labels) {
+			continue
+		}
 		s = s.WithDefaults()
 		healthy := make(map[netip.AddrPort]lbstate.BackendHealth, len(s.Backends))
 		for _, b := range s.Backends {

@@ -17,10 +17,12 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/api"
+	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/releases"
 	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/web"
 	"github.com/ipvskit/ipvskit/healthcheck"
 	"github.com/ipvskit/ipvskit/healthcheck/lbchecks"
 	"github.com/ipvskit/ipvskit/lbstate"
+	accessdata "github.com/ipvskit/ipvskit/lbstate/access"
 	"github.com/ipvskit/ipvskit/raftstore"
 	"github.com/ipvskit/ipvskit/raftstore/formation"
 	"github.com/ipvskit/ipvskit/transport/agent"
@@ -70,6 +72,8 @@ func runServer(ctx context.Context, cfg config, log *zap.Logger, stdout io.Write
 //	announcer     Run         end of life          -
 //	history       Run         end of life          -
 //	revocations   Run         end of life          -
+//	expiry        Run         end of life          -
+//	renewals      Run         end of life          -
 type server struct {
 	cfg config
 	log *zap.Logger
@@ -85,7 +89,11 @@ type server struct {
 	http      *http.Server
 	director  *director        // singleon only
 	identity  *identity.Source // nil: plain text
-	access    *access          // nil with it
+	gate      *gate
+
+	people      *accessdata.State
+	accessStore *accessdata.Store
+	renewals    *recorder // nil: plain text
 
 	grpcPort, httpPort net.Listener
 }
@@ -98,7 +106,8 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 			s.close()
 		}
 	}()
-	if s.identity, err = openIdentity(cfg, identity.RoleServer, cfg.nodeID, log); err != nil {
+	s.people = accessdata.New(accessdata.Config{Logger: log})
+	if s.identity, err = serverIdentity(cfg, s.people, log); err != nil {
 		return nil, err
 	}
 	if s.httpPort, err = listen(cfg, "server_port", cfg.serverPort); err != nil {
@@ -120,16 +129,23 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 		return nil, err
 	}
 	state := lbstate.New(lbstate.Config{Logger: log})
+	released := &releases.State{OnRelease: s.release}
 	s.store, err = raftstore.Open(raftstore.Config{
 		Dir: cfg.volDir, Name: cfg.nodeID, RaftAddr: cfg.advertise, HTTPAddr: cfg.httpAddress(),
-		StateMachines: map[string]raftstore.StateMachine{lbstate.Bucket: state},
+		StateMachines: map[string]raftstore.StateMachine{lbstate.Bucket: state, accessdata.Bucket: s.people, releases.Bucket: released},
 		Transport:     s.transport, Logger: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("--raft_vol_dir %s: %w", cfg.volDir, err)
 	}
-	lb := lbstate.NewStore(state, s.store.Machine(lbstate.Bucket))
+	var options []lbstate.StoreOption
+	execDir := ""
+	if cfg.execChecks {
+		options, execDir = append(options, lbstate.AllowExecChecks()), cfg.execDir
+	}
+	lb := lbstate.NewStore(state, s.store.Machine(lbstate.Bucket), options...)
 	s.state = lb
+	s.accessStore = accessdata.NewStore(s.people, s.store.Machine(accessdata.Bucket))
 	fc := formation.Config{Store: s.store, List: cfg.cluster, Self: cfg.httpAddress(), Without: cfg.without, Logger: log}
 	if s.identity != nil {
 		fc.Client, fc.Scheme = s.identity.HTTPClient(), "https"
@@ -138,20 +154,22 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 	if err != nil {
 		return nil, err
 	}
-	if s.checks, err = lbchecks.New(lbchecks.Config{Store: lb, Leadership: s.store, Engine: healthcheck.Config{Hold: cfg.hold}, Logger: log}); err != nil {
+	if s.checks, err = lbchecks.New(lbchecks.Config{Store: lb, Leadership: s.store, ExecDir: execDir, Engine: healthcheck.Config{Hold: cfg.hold}, Logger: log}); err != nil {
 		return nil, err
 	}
 	ac := agent.ServerConfig{
 		Store: lb, ServerName: cfg.nodeID, Version: version(), Logger: log,
-		Cluster: func() uint64 { return s.store.Identity().Cluster },
+		Cluster: func() uint64 { return s.store.Identity().Cluster }, Predecessors: released.Predecessors,
 		Ready: func(ctx context.Context) error {
 			_, err := lb.Revision(ctx, lbstate.ReadOptions{})
 			return err
 		},
+		LabelsFor: labelsIn(s.people),
 	}
 	opts := agent.ServerOptions()
 	if s.identity != nil {
-		ac.Authenticator = s.identity
+		s.renewals = newRecorder(s.identity, log)
+		ac.Authenticator = s.renewals
 		opts = append(opts, grpc.Creds(agent.ServerCredentials(s.identity.ServerTLS(identity.RoleAgent), log)))
 	}
 	if s.agents, err = agent.NewServer(ac); err != nil {
@@ -160,6 +178,14 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 	s.grpc = grpc.NewServer(opts...)
 	s.agents.Register(s.grpc)
 	return s, s.newHTTP(lb)
+}
+
+// release tells the agents' port of a release that was committed. It is called
+// while the store runs.
+func (s *server) release(r releases.Release) {
+	if err := s.agents.Release(r.Agent, r.Held, r.By+": "+r.Reason); err != nil {
+		s.log.Warn("an agent's release waits on other servers alone", zap.String("agent", r.Agent), zap.Error(err))
+	}
 }
 
 func (s *server) newHTTP(lb *lbstate.Store) (err error) {
@@ -172,7 +198,8 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 		about.DataPlane, about.Simulated, about.Notice = p.name(), p.simulated(), p.notice
 	}
 	ac := api.Config{
-		Store: lb, Cluster: cluster{s.store}, Checks: s.checks, Agents: s.agents.Agents, About: about, Logger: s.log,
+		Store: lb, Cluster: cluster{s.store}, Checks: s.checks, Access: s.accessStore, Agents: s.agents.Agents, About: about, Logger: s.log,
+		Statistics: s.agents.Statistics, Releases: releases.NewStore(s.store.Machine(releases.Bucket)),
 		Forming: func() string {
 			if p := s.formation.Progress(); !p.In() {
 				return p.String()
@@ -193,7 +220,7 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 		return err
 	}
 	names := append([]string{s.cfg.host(), s.cfg.listen}, s.cfg.hostNames...)
-	var handler http.Handler = mux
+	s.gate = newGate(s.identity, s.people, s.accessStore, mux, s.log)
 	var secure *tls.Config
 	if s.identity != nil {
 		var browsers *identity.WebCertificate
@@ -203,11 +230,9 @@ func (s *server) newHTTP(lb *lbstate.Store) (err error) {
 			}
 		}
 		secure = s.identity.HTTPTLS(browsers)
-		s.access = newAccess(s.identity, mux)
-		handler = s.access
 	}
 	s.http = &http.Server{
-		Handler:           api.Guard(names, handler),
+		Handler:           api.Guard(names, s.gate),
 		TLSConfig:         secure,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
@@ -256,8 +281,10 @@ func (s *server) Run(ctx context.Context) error {
 	})
 	part("announcer", s.announce)
 	part("history", func(ctx context.Context) error { return regularly(ctx, time.Tick(pruneEvery), s.prune, s.log) })
-	if s.identity != nil {
-		part("revocations", s.recheck)
+	part("revocations", s.recheck)
+	part("expiry", func(ctx context.Context) error { return regularly(ctx, time.Tick(expireEvery), s.expire, s.log) })
+	if s.renewals != nil {
+		part("renewals", s.record)
 	}
 	if s.director != nil {
 		part("director", s.director.Run)
@@ -277,22 +304,6 @@ func (s *server) serveHTTP() error {
 		return s.http.ServeTLS(s.httpPort, "", "") // certificates come from TLSConfig
 	}
 	return s.http.Serve(s.httpPort)
-}
-
-// recheck ends what was let in before it was revoked. Agents' streams look to
-// that themselves.
-func (s *server) recheck(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		s.transport.Recheck(s.identity.Live)
-		s.access.recheck(s.identity.Live)
-	}
 }
 
 // leave ends what others notice, while the store still works.
@@ -397,8 +408,10 @@ func (s *server) prune(ctx context.Context) error {
 	if leading, _, _ := s.store.Leadership(); !leading {
 		return nil
 	}
-	_, err := s.state.PruneHistory(ctx, lbstate.WriteOptions{Author: s.cfg.nodeID, Reason: "older than settings.history_age"})
-	return err
+	if _, err := s.state.PruneHistory(ctx, lbstate.WriteOptions{Author: s.cfg.nodeID, Reason: "older than settings.history_age"}); err != nil {
+		return fmt.Errorf("prune the history: %w", err)
+	}
+	return nil
 }
 
 // regularly calls do at each tick, until ctx ends. What fails is said, and tried
@@ -411,7 +424,7 @@ func regularly(ctx context.Context, tick <-chan time.Time, do func(context.Conte
 		case <-tick:
 		}
 		if err := do(ctx); err != nil && ctx.Err() == nil {
-			log.Warn("the history was not pruned", zap.Error(err))
+			log.Warn("not done at its time", zap.Error(err))
 		}
 	}
 }
@@ -426,6 +439,9 @@ func (c cluster) View() api.ClusterView {
 		return v
 	}
 	v.ClusterID = fmt.Sprintf("%016x", st.Cluster)
+	if st.Predecessor != 0 {
+		v.Predecessor = fmt.Sprintf("%016x", st.Predecessor)
+	}
 	for _, m := range c.Members() {
 		view := api.MemberView{
 			ID: fmt.Sprintf("%016x", m.ID), Name: m.Name, RaftAddr: m.RaftAddr, HTTPAddr: m.HTTPAddr,

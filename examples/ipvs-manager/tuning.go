@@ -26,6 +26,7 @@ type tuning struct {
 	drainTimeout    time.Duration
 	drainServices   bool
 	releaseVIPs     bool
+	keepVIPs        bool // --release_vips=false, which a profile does not overrule
 	arpQuiet        bool
 	soleDirector    bool
 	protectVIPs     bool
@@ -47,7 +48,8 @@ func (t *tuning) scopeFlags(fs *pflag.FlagSet) {
 	}), "fwmark_range", "firewall marks that are this load balancer's own, as in 100-199: IPVS services of other\nmarks are never touched, those in the range that are not wanted are deleted (default: none)")
 }
 
-// flags say how this host is programmed.
+// flags say how this host is programmed. What is given goes before what a profile
+// says; of the allowed prefixes both hold.
 func (t *tuning) flags(fs *pflag.FlagSet) {
 	fs.Var(newValue("", "list", "prefixes ADDRESS/LENGTH, comma separated", func(s string) bool {
 		t.allowedPrefixes = nil
@@ -67,8 +69,13 @@ func (t *tuning) flags(fs *pflag.FlagSet) {
 		}
 		return err == nil && d >= 0
 	}), "drain_timeout", "how long the connections of a removed backend may go on")
+	t.drainTimeout = 0 // not given: a profile's, or else what the usage says
 	fs.BoolVar(&t.drainServices, "drain_services", false, "let the connections of a removed service end too, within --drain_timeout")
-	fs.BoolVar(&t.releaseVIPs, "release_vips", false, "unbind a VIP that no service uses any more; by default it stays")
+	fs.BoolFunc("release_vips", "unbind a VIP that no service uses any more; by default it stays, unless this director's\nprofile says otherwise; =false lets it stay whatever that says", func(s string) error {
+		release, err := strconv.ParseBool(s)
+		t.releaseVIPs, t.keepVIPs = release, err == nil && !release
+		return err
+	})
 	fs.BoolVar(&t.arpQuiet, "arp_quiet", false, "answer no ARP for the VIPs: for several directors on one segment")
 	fs.Var(newValue("", "timeouts", "tcp=, tcpfin= and udp= with whole seconds, comma separated, as in tcp=15m,udp=1m", func(s string) bool {
 		var ok bool
@@ -136,7 +143,7 @@ func parseDaemons(s string) (daemons []reconcile.SyncDaemon, ok bool) {
 func (t tuning) reconciler(dir string, kernel reconcile.Kernel, onReport func(reconcile.Report), log *zap.Logger) (*reconcile.Reconciler, error) {
 	cfg := reconcile.Config{
 		Kernel: kernel, DummyName: t.dummyName, Marks: t.marks, AllowedPrefixes: t.allowedPrefixes,
-		DrainTimeout: t.drainTimeout, DrainServices: t.drainServices, ReleaseVIPs: t.releaseVIPs, ARPQuiet: t.arpQuiet,
+		DrainTimeout: t.drainTimeout, DrainServices: t.drainServices, ReleaseVIPs: t.releaseVIPs, KeepVIPs: t.keepVIPs, ARPQuiet: t.arpQuiet,
 		SoleDirector: t.soleDirector, Timeouts: t.timeouts, Daemons: t.daemons, ProtectVIPs: t.protectVIPs, LeaveSysctls: t.leaveSysctls, OnReport: onReport, Logger: log,
 	}
 	if !kernel.Simulated() {

@@ -13,8 +13,11 @@
 // they are held. What a service does when too few of its backends are healthy
 // is lbstate's to decide.
 //
-// [Runner.Status], [Runner.Stats] and [Runner.Hold] tell what the checks of
-// this node find while it leads; [Runner.ProbeNow] tries a check from any node,
+// A check that this host cannot run (a program that is not allowed, a privilege
+// that is missing) is inconclusive and says why; it blames no backend (INV-33).
+//
+// [Runner.Status], [Runner.Stats], [Runner.Noted], [Runner.Events] and
+// [Runner.Hold] tell what the checks of this node find while it leads; [Runner.ProbeNow] tries a check from any node,
 // and counts for nothing.
 //
 //	goroutine       started by  stopped by               state it owns

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 
 	"go.uber.org/zap"
@@ -30,6 +31,11 @@ type Config struct {
 	Store      *lbstate.Store
 	Leadership Leadership
 
+	// ExecDir is an absolute path: the directory of those programs that checks of
+	// type exec may run on this host. A check names a file in it and can reach no
+	// other. Empty: none may be run; such checks are inconclusive.
+	ExecDir string
+
 	// Engine configures the engine of each term; Sink, Epoch, Confirmations and
 	// Holds are the Runner's own, and Logger is taken from below.
 	Engine healthcheck.Config
@@ -42,7 +48,8 @@ type Config struct {
 type Runner struct {
 	cfg    Config // its Engine.Hold is guarded by mu
 	log    *zap.Logger
-	asking chan struct{} // places for ProbeNow
+	asking chan struct{}                                        // places for ProbeNow
+	probes func(lbstate.HealthCheck) (healthcheck.Probe, error) // for tests; nil: by type
 
 	mu      sync.Mutex // guards what follows
 	current *follower  // of the term that this node leads; nil: none
@@ -52,6 +59,9 @@ type Runner struct {
 func New(cfg Config) (*Runner, error) {
 	if cfg.Store == nil || cfg.Leadership == nil {
 		return nil, errors.New("lbchecks: Store and Leadership are required")
+	}
+	if cfg.ExecDir != "" && (!filepath.IsAbs(cfg.ExecDir) || filepath.Clean(cfg.ExecDir) != cfg.ExecDir) {
+		return nil, fmt.Errorf("lbchecks: ExecDir is %q, want an absolute path without detours", cfg.ExecDir)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()

@@ -119,13 +119,18 @@ type world struct {
 func newWorld(t *testing.T) *world { return newWorldOf(t, healthcheck.Config{}) }
 
 func newWorldOf(t *testing.T, engine healthcheck.Config) *world {
+	return newWorldWith(t, lbchecks.Config{Engine: engine})
+}
+
+func newWorldWith(t *testing.T, cfg lbchecks.Config) *world {
 	state := lbstate.New(lbstate.Config{})
 	local, err := lbstate.NewLocal(t.TempDir(), state)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, local: local, store: lbstate.NewStore(state, local), leads: &leads{leading: true, term: 1, changed: make(chan struct{})}}
-	if w.Runner, err = lbchecks.New(lbchecks.Config{Store: w.store, Leadership: w.leads, Engine: engine}); err != nil {
+	w := &world{t: t, local: local, store: lbstate.NewStore(state, local, lbstate.AllowExecChecks()), leads: &leads{leading: true, term: 1, changed: make(chan struct{})}}
+	cfg.Store, cfg.Leadership = w.store, w.leads
+	if w.Runner, err = lbchecks.New(cfg); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -272,5 +277,17 @@ func TestOnlyTheLeaderOfTheTermIsHeard(t *testing.T) {
 	time.Sleep(500 * time.Millisecond) // nothing is to happen
 	if n := b.seen.Load(); n != 0 {
 		t.Errorf("%d probes by a node that does not lead", n)
+	}
+}
+
+func millis(n int) lbstate.Duration { return lbstate.Duration(time.Duration(n) * time.Millisecond) }
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 20 s: %s", what)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -61,10 +62,73 @@ func (r *Runner) statusOf(wanted func(user) bool) ([]BackendStatus, error) {
 			all = append(all, BackendStatus{u.service, u.backend, s})
 		}
 	}
-	slices.SortFunc(all, func(a, b BackendStatus) int {
-		return cmp.Or(cmp.Compare(a.Service, b.Service), a.Backend.Compare(b.Backend))
-	})
+	slices.SortFunc(all, byBackend)
 	return all, nil
+}
+
+func byBackend(a, b BackendStatus) int {
+	return cmp.Or(cmp.Compare(a.Service, b.Service), a.Backend.Compare(b.Backend))
+}
+
+// Noted tells of backends whose last result was a success with a warning (a
+// certificate that ends soon), or inconclusive, as a check that this host cannot
+// run is; by service and backend. ErrNotChecking where this node does not lead.
+func (r *Runner) Noted() ([]BackendStatus, error) {
+	f := r.follower()
+	if f == nil {
+		return nil, ErrNotChecking
+	}
+	var all []BackendStatus
+	for _, s := range f.engine.Noted() {
+		for _, u := range f.users(s.ID) {
+			all = append(all, BackendStatus{u.service, u.backend, s})
+		}
+	}
+	slices.SortFunc(all, byBackend)
+	return all, nil
+}
+
+// Event is an event of this node's engine in one term.
+type Event struct {
+	healthcheck.Event
+	Term     uint64
+	Backends []Backend // that the check speaks for at present
+}
+
+// Backend is one backend of one service.
+type Backend struct {
+	Service string
+	Address netip.AddrPort
+}
+
+// Events returns the events of this term after one of them, by its Seq, as
+// healthcheck.Engine.Events does; 0 returns all that are kept. ErrNotChecking
+// where this node does not lead.
+func (r *Runner) Events(after uint64) (events []Event, more <-chan struct{}, err error) {
+	f := r.follower()
+	if f == nil {
+		return nil, nil, ErrNotChecking
+	}
+	told, more := f.engine.Events(after)
+	for _, ev := range told {
+		e := Event{Event: ev, Term: f.term}
+		for _, u := range f.users(ev.Check) {
+			e.Backends = append(e.Backends, Backend{u.service, u.backend})
+		}
+		events = append(events, e)
+	}
+	return events, more, nil
+}
+
+// users are those that a check speaks for, in order.
+func (f *follower) users(id string) []user {
+	f.mu.Lock()
+	all := slices.Collect(maps.Keys(f.checks[id]))
+	f.mu.Unlock()
+	slices.SortFunc(all, func(a, b user) int {
+		return cmp.Or(cmp.Compare(a.service, b.service), a.backend.Compare(b.backend))
+	})
+	return all
 }
 
 // ProbeNow probes a backend of a service at once, from this node, whether it
@@ -80,7 +144,8 @@ func (r *Runner) ProbeNow(ctx context.Context, service string, backend netip.Add
 		return healthcheck.Result{}, fmt.Errorf("service %s, backend %v: %w", service, backend, ErrNoCheck)
 	}
 	c := st.Checks()[i]
-	check, err := checkOf(name(c), c, lbstate.Unknown)
+	probes := prober{execDir: r.cfg.ExecDir}
+	check, err := probes.checkOf(name(c), c, lbstate.Unknown)
 	if err != nil {
 		return healthcheck.Result{}, fmt.Errorf("service %s, backend %v: %w", service, backend, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -55,6 +56,22 @@ func TestStatus(t *testing.T) {
 		t.Errorf("%v, %v", was, err)
 	}
 
+	events, _, err := w.Events(0)
+	if err != nil || len(events) < 2 || events[0].Term != 1 || events[0].Kind != healthcheck.EventTransition {
+		t.Errorf("%+v, %v", events, err)
+	}
+	for _, ev := range events {
+		if ev.Check == all[0].ID && !slices.Equal(ev.Backends, []lbchecks.Backend{{Service: "a", Address: at}, {Service: "b", Address: at}}) {
+			t.Errorf("%+v", ev)
+		}
+	}
+	if after, _, err := w.Events(events[0].Seq); err != nil || len(after) == 0 || after[0].Seq != events[0].Seq+1 {
+		t.Errorf("%+v, %v", after, err)
+	}
+	if noted, err := w.Noted(); err != nil || len(noted) > 0 {
+		t.Errorf("%+v, %v", noted, err)
+	}
+
 	w.leads.set(false, 2)
 	for _, err := w.Status(); !errors.Is(err, lbchecks.ErrNotChecking); _, err = w.Status() {
 		time.Sleep(time.Millisecond)
@@ -63,7 +80,9 @@ func TestStatus(t *testing.T) {
 	_, e2 := w.Hold()
 	_, e3 := w.ReleaseHold()
 	_, e4 := w.ServiceStatus("a")
-	for _, err := range []error{e1, e2, e3, e4} {
+	_, _, e5 := w.Events(0)
+	_, e6 := w.Noted()
+	for _, err := range []error{e1, e2, e3, e4, e5, e6} {
 		if !errors.Is(err, lbchecks.ErrNotChecking) {
 			t.Error(err)
 		}
@@ -172,6 +191,8 @@ func TestFaultsOfAConfig(t *testing.T) {
 		{Store: w.store},
 		{Leadership: lbchecks.Always{}},
 		{Store: w.store, Leadership: lbchecks.Always{}, Engine: healthcheck.Config{Jitter: 1}},
+		{Store: w.store, Leadership: lbchecks.Always{}, ExecDir: "checks"},
+		{Store: w.store, Leadership: lbchecks.Always{}, ExecDir: "/etc/../bin"},
 	} {
 		if _, err := lbchecks.New(cfg); err == nil {
 			t.Errorf("%+v was taken", cfg)

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -42,7 +43,7 @@ func (v Via) dialer(halfOpen bool) net.Dialer {
 
 // tcp connects to a numeric address.
 func (v Via) tcp(ctx context.Context, target netip.AddrPort, halfOpen bool) (*net.TCPConn, error) {
-	if err := asked(target); err != nil {
+	if err := v.suits(target); err != nil {
 		return nil, err
 	}
 	d := v.dialer(halfOpen)
@@ -69,7 +70,11 @@ func (v Via) named(ctx context.Context, address string) (net.Conn, error) {
 	if v.Source.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(v.local())
 	}
-	return d.DialContext(ctx, "tcp", address)
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if v.Source.IsValid() && errors.As(err, new(*net.AddrError)) {
+		err = localError{fmt.Errorf("no address of %s is of the family of source %v: %w", address, v.Source, err)}
+	}
+	return conn, err
 }
 
 func (v Via) local() netip.AddrPort {
@@ -102,6 +107,21 @@ func hostname(host string) string {
 		return h
 	}
 	return host
+}
+
+// suits refuses a target that cannot be asked from here, whoever it is.
+func (v Via) suits(target netip.AddrPort) error {
+	if err := asked(target); err != nil {
+		return err
+	}
+	return v.reaches(target.Addr())
+}
+
+func (v Via) reaches(addr netip.Addr) error {
+	if v.Source.IsValid() && v.Source.Unmap().Is4() != addr.Unmap().Is4() {
+		return localError{fmt.Errorf("source %v and target %v are of different families", v.Source, addr)}
+	}
+	return nil
 }
 
 // asked refuses what package net would take for this host itself.

@@ -100,7 +100,7 @@ func (p *UDP) Probe(ctx context.Context, target netip.AddrPort) healthcheck.Resu
 
 // udp makes a socket that hears target alone.
 func (v Via) udp(ctx context.Context, target netip.AddrPort) (net.Conn, error) {
-	if err := asked(target); err != nil {
+	if err := v.suits(target); err != nil {
 		return nil, err
 	}
 	d := v.dialer(false)

@@ -20,6 +20,7 @@ var mayImport = map[string][]string{
 	"raftstore":            {},
 	"raftstore/formation":  {"raftstore"},
 	"lbstate":              {},
+	"lbstate/access":       {"lbstate"},
 	"reconcile":            {"lbstate"},
 	"healthcheck":          {},
 	"healthcheck/lbchecks": {"healthcheck", "lbstate"},

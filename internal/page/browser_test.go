@@ -58,7 +58,8 @@ type tab struct {
 func open(t *testing.T, m *manager) *tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(browser)
-	p := &tab{t: t, ctx: ctx}
+	// While a leader is elected nobody answers for the checks; the page asks again.
+	p := &tab{t: t, ctx: ctx, expected: []string{"/api/v1/health"}}
 	t.Cleanup(func() {
 		p.check()
 		cancel()

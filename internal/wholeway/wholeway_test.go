@@ -47,7 +47,8 @@ func TestTheWholeWay(t *testing.T) {
 		{"4 the leader dies", leaderDies},
 		{"5 all servers die, the agent restarts from its cache", allServersDie},
 		{"6 changes lose no connection", changesLoseNothing},
-		{"7 a director is given back", cleanUp},
+		{"7 a profile sets the director up, and goes", profileComesAndGoes},
+		{"8 a director is given back", cleanUp},
 	} {
 		// The steps are one story: after a failure the rest has no meaning.
 		if !t.Run(step.name, func(t *testing.T) { step.do(t, s); s.foreignIntact(t) }) {
@@ -349,6 +350,56 @@ func changesLoseNothing(t *testing.T, s *stage) {
 	if addrs := onDirector(t, "ip", "-o", "addr", "show", "dev", "ipvs-manager"); !strings.Contains(addrs, vip+"/32") {
 		t.Errorf("interface and VIP should stay when a service is removed, but there is only:\n%s", addrs)
 	}
+}
+
+// profileComesAndGoes: what a profile says of the director's kernel holds there
+// while it is, under load, and what cannot be is told by the field.
+func profileComesAndGoes(t *testing.T, s *stage) {
+	_, follower := s.cluster(t)
+	a := s.apis[follower]
+	l := startLoad(t, echo, "http://"+vip+":82/", 10)
+	before := onDirector(t, "ipvsadm", "-L", "--timeout")
+	profile := object{"name": "edge", "agents": object{"zone": "a"}, "timeouts": object{"tcp": "7m", "udp": "33s"}}
+	revision := a.put(t, "/api/v1/profiles/edge", profile)
+	a.applied(t, revision)
+	if got := onDirector(t, "ipvsadm", "-L", "--timeout"); !strings.Contains(got, "420 120 33") {
+		t.Errorf("timeouts in the kernel: %s, at first %s", got, before)
+	}
+	type account struct {
+		Applied struct {
+			Converged bool
+			Profile   struct {
+				Name     string
+				Revision uint64
+			}
+			Failures []struct{ Object, Reason string }
+		}
+	}
+	var g account
+	if err := a.do(http.MethodGet, "/api/v1/agents/director", nil, &g); err != nil || g.Applied.Profile.Name != "edge" || g.Applied.Profile.Revision != revision {
+		t.Errorf("the agent's account is %+v, %v; want profile edge of revision %d", g, err, revision)
+	}
+	if seen := onDirector(t, os.Getenv("IPVS_MANAGER"), "observe", "--agent_dir", s.agentDir); !strings.Contains(seen, fmt.Sprintf("profile: edge, of revision %d", revision)) {
+		t.Errorf("observe does not show the profile:\n%s", seen)
+	}
+	profile["sync_daemons"] = []object{{"role": "master", "interface": "nowhere"}}
+	revision = a.put(t, "/api/v1/profiles/edge", profile)
+	eventually(t, 30*time.Second, "the field that the director cannot have is named", func() (bool, string) {
+		g = account{}
+		err := a.do(http.MethodGet, "/api/v1/agents/director", nil, &g)
+		f := g.Applied.Failures
+		return err == nil && g.Applied.Profile.Revision == revision && !g.Applied.Converged && len(f) == 1 &&
+			f[0].Object == "profile/edge" && strings.HasPrefix(f[0].Reason, "sync_daemons[0]: "), fmt.Sprintf("%+v, %v", g, err)
+	})
+	var answer struct{ Revision uint64 }
+	if err := a.do(http.MethodDelete, "/api/v1/profiles/edge", nil, &answer); err != nil {
+		t.Fatal(err)
+	}
+	a.applied(t, answer.Revision)
+	if got := onDirector(t, "ipvsadm", "-L", "--timeout"); got != before {
+		t.Errorf("timeouts in the kernel: %s, at first %s", got, before)
+	}
+	l.end(t, "a profile came, changed and went")
 }
 
 // cleanUp removes what the agent has made; what others have made stays.

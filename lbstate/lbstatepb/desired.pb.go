@@ -347,11 +347,144 @@ func (x *DesiredBackend) GetDrainUntil() int64 {
 	return 0
 }
 
+// DesiredProfile is how a director is set up, apart from its services.
+type DesiredProfile struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Name                 string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Revision             uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`                                              // of the profile's last change
+	TimeoutTcpSeconds    uint32                 `protobuf:"varint,3,opt,name=timeout_tcp_seconds,json=timeoutTcpSeconds,proto3" json:"timeout_tcp_seconds,omitempty"` // of each timeout 0: not said
+	TimeoutTcpFinSeconds uint32                 `protobuf:"varint,4,opt,name=timeout_tcp_fin_seconds,json=timeoutTcpFinSeconds,proto3" json:"timeout_tcp_fin_seconds,omitempty"`
+	TimeoutUdpSeconds    uint32                 `protobuf:"varint,5,opt,name=timeout_udp_seconds,json=timeoutUdpSeconds,proto3" json:"timeout_udp_seconds,omitempty"`
+	SyncDaemons          []*SyncDaemon          `protobuf:"bytes,6,rep,name=sync_daemons,json=syncDaemons,proto3" json:"sync_daemons,omitempty"`
+	Sysctls              []*Label               `protobuf:"bytes,7,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
+	ReleaseVips          bool                   `protobuf:"varint,8,opt,name=release_vips,json=releaseVips,proto3" json:"release_vips,omitempty"`
+	AllowedPrefixes      []string               `protobuf:"bytes,9,rep,name=allowed_prefixes,json=allowedPrefixes,proto3" json:"allowed_prefixes,omitempty"`
+	Snat                 string                 `protobuf:"bytes,10,opt,name=snat,proto3" json:"snat,omitempty"`                                      // empty: as the services say
+	DrainTimeout         int64                  `protobuf:"varint,11,opt,name=drain_timeout,json=drainTimeout,proto3" json:"drain_timeout,omitempty"` // nanoseconds; 0: not said
+	Guard                *Guard                 `protobuf:"bytes,12,opt,name=guard,proto3" json:"guard,omitempty"`                                    // absent: not said
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *DesiredProfile) Reset() {
+	*x = DesiredProfile{}
+	mi := &file_lbstate_lbstatepb_desired_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DesiredProfile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DesiredProfile) ProtoMessage() {}
+
+func (x *DesiredProfile) ProtoReflect() protoreflect.Message {
+	mi := &file_lbstate_lbstatepb_desired_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DesiredProfile.ProtoReflect.Descriptor instead.
+func (*DesiredProfile) Descriptor() ([]byte, []int) {
+	return file_lbstate_lbstatepb_desired_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DesiredProfile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DesiredProfile) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *DesiredProfile) GetTimeoutTcpSeconds() uint32 {
+	if x != nil {
+		return x.TimeoutTcpSeconds
+	}
+	return 0
+}
+
+func (x *DesiredProfile) GetTimeoutTcpFinSeconds() uint32 {
+	if x != nil {
+		return x.TimeoutTcpFinSeconds
+	}
+	return 0
+}
+
+func (x *DesiredProfile) GetTimeoutUdpSeconds() uint32 {
+	if x != nil {
+		return x.TimeoutUdpSeconds
+	}
+	return 0
+}
+
+func (x *DesiredProfile) GetSyncDaemons() []*SyncDaemon {
+	if x != nil {
+		return x.SyncDaemons
+	}
+	return nil
+}
+
+func (x *DesiredProfile) GetSysctls() []*Label {
+	if x != nil {
+		return x.Sysctls
+	}
+	return nil
+}
+
+func (x *DesiredProfile) GetReleaseVips() bool {
+	if x != nil {
+		return x.ReleaseVips
+	}
+	return false
+}
+
+func (x *DesiredProfile) GetAllowedPrefixes() []string {
+	if x != nil {
+		return x.AllowedPrefixes
+	}
+	return nil
+}
+
+func (x *DesiredProfile) GetSnat() string {
+	if x != nil {
+		return x.Snat
+	}
+	return ""
+}
+
+func (x *DesiredProfile) GetDrainTimeout() int64 {
+	if x != nil {
+		return x.DrainTimeout
+	}
+	return 0
+}
+
+func (x *DesiredProfile) GetGuard() *Guard {
+	if x != nil {
+		return x.Guard
+	}
+	return nil
+}
+
 var File_lbstate_lbstatepb_desired_proto protoreflect.FileDescriptor
 
 const file_lbstate_lbstatepb_desired_proto_rawDesc = "" +
 	"\n" +
-	"\x1flbstate/lbstatepb/desired.proto\x12\x12ipvskit.lbstate.v1\"\xad\x03\n" +
+	"\x1flbstate/lbstatepb/desired.proto\x12\x12ipvskit.lbstate.v1\x1a\x1dlbstate/lbstatepb/state.proto\"\xad\x03\n" +
 	"\x0eDesiredService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x10\n" +
@@ -389,7 +522,21 @@ const file_lbstate_lbstatepb_desired_proto_rawDesc = "" +
 	"\x0flower_threshold\x18\n" +
 	" \x01(\rR\x0elowerThreshold\x12\x1f\n" +
 	"\vdrain_until\x18\v \x01(\x03R\n" +
-	"drainUntilB.Z,github.com/ipvskit/ipvskit/lbstate/lbstatepbb\x06proto3"
+	"drainUntil\"\x87\x04\n" +
+	"\x0eDesiredProfile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12.\n" +
+	"\x13timeout_tcp_seconds\x18\x03 \x01(\rR\x11timeoutTcpSeconds\x125\n" +
+	"\x17timeout_tcp_fin_seconds\x18\x04 \x01(\rR\x14timeoutTcpFinSeconds\x12.\n" +
+	"\x13timeout_udp_seconds\x18\x05 \x01(\rR\x11timeoutUdpSeconds\x12A\n" +
+	"\fsync_daemons\x18\x06 \x03(\v2\x1e.ipvskit.lbstate.v1.SyncDaemonR\vsyncDaemons\x123\n" +
+	"\asysctls\x18\a \x03(\v2\x19.ipvskit.lbstate.v1.LabelR\asysctls\x12!\n" +
+	"\frelease_vips\x18\b \x01(\bR\vreleaseVips\x12)\n" +
+	"\x10allowed_prefixes\x18\t \x03(\tR\x0fallowedPrefixes\x12\x12\n" +
+	"\x04snat\x18\n" +
+	" \x01(\tR\x04snat\x12#\n" +
+	"\rdrain_timeout\x18\v \x01(\x03R\fdrainTimeout\x12/\n" +
+	"\x05guard\x18\f \x01(\v2\x19.ipvskit.lbstate.v1.GuardR\x05guardB.Z,github.com/ipvskit/ipvskit/lbstate/lbstatepbb\x06proto3"
 
 var (
 	file_lbstate_lbstatepb_desired_proto_rawDescOnce sync.Once
@@ -403,20 +550,27 @@ func file_lbstate_lbstatepb_desired_proto_rawDescGZIP() []byte {
 	return file_lbstate_lbstatepb_desired_proto_rawDescData
 }
 
-var file_lbstate_lbstatepb_desired_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_lbstate_lbstatepb_desired_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_lbstate_lbstatepb_desired_proto_goTypes = []any{
 	(*DesiredService)(nil), // 0: ipvskit.lbstate.v1.DesiredService
 	(*Persistence)(nil),    // 1: ipvskit.lbstate.v1.Persistence
 	(*DesiredBackend)(nil), // 2: ipvskit.lbstate.v1.DesiredBackend
+	(*DesiredProfile)(nil), // 3: ipvskit.lbstate.v1.DesiredProfile
+	(*SyncDaemon)(nil),     // 4: ipvskit.lbstate.v1.SyncDaemon
+	(*Label)(nil),          // 5: ipvskit.lbstate.v1.Label
+	(*Guard)(nil),          // 6: ipvskit.lbstate.v1.Guard
 }
 var file_lbstate_lbstatepb_desired_proto_depIdxs = []int32{
 	1, // 0: ipvskit.lbstate.v1.DesiredService.persistence:type_name -> ipvskit.lbstate.v1.Persistence
 	2, // 1: ipvskit.lbstate.v1.DesiredService.backends:type_name -> ipvskit.lbstate.v1.DesiredBackend
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	4, // 2: ipvskit.lbstate.v1.DesiredProfile.sync_daemons:type_name -> ipvskit.lbstate.v1.SyncDaemon
+	5, // 3: ipvskit.lbstate.v1.DesiredProfile.sysctls:type_name -> ipvskit.lbstate.v1.Label
+	6, // 4: ipvskit.lbstate.v1.DesiredProfile.guard:type_name -> ipvskit.lbstate.v1.Guard
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_lbstate_lbstatepb_desired_proto_init() }
@@ -424,13 +578,14 @@ func file_lbstate_lbstatepb_desired_proto_init() {
 	if File_lbstate_lbstatepb_desired_proto != nil {
 		return
 	}
+	file_lbstate_lbstatepb_state_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lbstate_lbstatepb_desired_proto_rawDesc), len(file_lbstate_lbstatepb_desired_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

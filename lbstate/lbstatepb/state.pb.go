@@ -610,24 +610,42 @@ func (x *ServicePersistence) GetEngine() string {
 }
 
 type HealthCheck struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
-	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
-	Host          string                 `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
-	Url           string                 `protobuf:"bytes,6,opt,name=url,proto3" json:"url,omitempty"`
-	ExpectStatus  string                 `protobuf:"bytes,7,opt,name=expect_status,json=expectStatus,proto3" json:"expect_status,omitempty"`
-	ExpectBody    string                 `protobuf:"bytes,8,opt,name=expect_body,json=expectBody,proto3" json:"expect_body,omitempty"`
-	Interval      int64                  `protobuf:"varint,9,opt,name=interval,proto3" json:"interval,omitempty"` // nanoseconds
-	Timeout       int64                  `protobuf:"varint,10,opt,name=timeout,proto3" json:"timeout,omitempty"`  // nanoseconds
-	Rise          uint32                 `protobuf:"varint,11,opt,name=rise,proto3" json:"rise,omitempty"`
-	Fall          uint32                 `protobuf:"varint,12,opt,name=fall,proto3" json:"fall,omitempty"`
-	Use           string                 `protobuf:"bytes,13,opt,name=use,proto3" json:"use,omitempty"`
-	DownInterval  int64                  `protobuf:"varint,14,opt,name=down_interval,json=downInterval,proto3" json:"down_interval,omitempty"` // nanoseconds
-	Initial       string                 `protobuf:"bytes,15,opt,name=initial,proto3" json:"initial,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Type         string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	Address      []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Port         uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Path         string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	Host         string                 `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
+	Url          string                 `protobuf:"bytes,6,opt,name=url,proto3" json:"url,omitempty"`
+	ExpectStatus string                 `protobuf:"bytes,7,opt,name=expect_status,json=expectStatus,proto3" json:"expect_status,omitempty"`
+	ExpectBody   string                 `protobuf:"bytes,8,opt,name=expect_body,json=expectBody,proto3" json:"expect_body,omitempty"`
+	Interval     int64                  `protobuf:"varint,9,opt,name=interval,proto3" json:"interval,omitempty"` // nanoseconds
+	Timeout      int64                  `protobuf:"varint,10,opt,name=timeout,proto3" json:"timeout,omitempty"`  // nanoseconds
+	Rise         uint32                 `protobuf:"varint,11,opt,name=rise,proto3" json:"rise,omitempty"`
+	Fall         uint32                 `protobuf:"varint,12,opt,name=fall,proto3" json:"fall,omitempty"`
+	Use          string                 `protobuf:"bytes,13,opt,name=use,proto3" json:"use,omitempty"`
+	DownInterval int64                  `protobuf:"varint,14,opt,name=down_interval,json=downInterval,proto3" json:"down_interval,omitempty"` // nanoseconds
+	Initial      string                 `protobuf:"bytes,15,opt,name=initial,proto3" json:"initial,omitempty"`
+	// What follows came with version 2 of the commands.
+	Mode            string         `protobuf:"bytes,16,opt,name=mode,proto3" json:"mode,omitempty"`
+	Send            string         `protobuf:"bytes,17,opt,name=send,proto3" json:"send,omitempty"`
+	Expect          string         `protobuf:"bytes,18,opt,name=expect,proto3" json:"expect,omitempty"`
+	ExpectLimit     uint32         `protobuf:"varint,19,opt,name=expect_limit,json=expectLimit,proto3" json:"expect_limit,omitempty"`
+	Method          string         `protobuf:"bytes,20,opt,name=method,proto3" json:"method,omitempty"`
+	Headers         []*Label       `protobuf:"bytes,21,rep,name=headers,proto3" json:"headers,omitempty"`
+	HttpVersion     string         `protobuf:"bytes,22,opt,name=http_version,json=httpVersion,proto3" json:"http_version,omitempty"`
+	FollowRedirects uint32         `protobuf:"varint,23,opt,name=follow_redirects,json=followRedirects,proto3" json:"follow_redirects,omitempty"`
+	GrpcService     string         `protobuf:"bytes,24,opt,name=grpc_service,json=grpcService,proto3" json:"grpc_service,omitempty"`
+	Hello           string         `protobuf:"bytes,25,opt,name=hello,proto3" json:"hello,omitempty"`
+	PacketSize      uint32         `protobuf:"varint,26,opt,name=packet_size,json=packetSize,proto3" json:"packet_size,omitempty"`
+	Quiet           int64          `protobuf:"varint,27,opt,name=quiet,proto3" json:"quiet,omitempty"` // nanoseconds
+	Tls             *CheckTLS      `protobuf:"bytes,28,opt,name=tls,proto3" json:"tls,omitempty"`
+	Dns             *CheckDNS      `protobuf:"bytes,29,opt,name=dns,proto3" json:"dns,omitempty"`
+	Exec            *CheckExec     `protobuf:"bytes,30,opt,name=exec,proto3" json:"exec,omitempty"`
+	Via             *CheckVia      `protobuf:"bytes,31,opt,name=via,proto3" json:"via,omitempty"`
+	Checks          []*HealthCheck `protobuf:"bytes,32,rep,name=checks,proto3" json:"checks,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *HealthCheck) Reset() {
@@ -765,6 +783,397 @@ func (x *HealthCheck) GetInitial() string {
 	return ""
 }
 
+func (x *HealthCheck) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetSend() string {
+	if x != nil {
+		return x.Send
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetExpect() string {
+	if x != nil {
+		return x.Expect
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetExpectLimit() uint32 {
+	if x != nil {
+		return x.ExpectLimit
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetHeaders() []*Label {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetHttpVersion() string {
+	if x != nil {
+		return x.HttpVersion
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetFollowRedirects() uint32 {
+	if x != nil {
+		return x.FollowRedirects
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetGrpcService() string {
+	if x != nil {
+		return x.GrpcService
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetHello() string {
+	if x != nil {
+		return x.Hello
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetPacketSize() uint32 {
+	if x != nil {
+		return x.PacketSize
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetQuiet() int64 {
+	if x != nil {
+		return x.Quiet
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetTls() *CheckTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetDns() *CheckDNS {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetExec() *CheckExec {
+	if x != nil {
+		return x.Exec
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetVia() *CheckVia {
+	if x != nil {
+		return x.Via
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetChecks() []*HealthCheck {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+type CheckTLS struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerName    string                 `protobuf:"bytes,1,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	SkipVerify    bool                   `protobuf:"varint,2,opt,name=skip_verify,json=skipVerify,proto3" json:"skip_verify,omitempty"`
+	Ca            string                 `protobuf:"bytes,3,opt,name=ca,proto3" json:"ca,omitempty"`
+	MinDays       int32                  `protobuf:"zigzag32,4,opt,name=min_days,json=minDays,proto3" json:"min_days,omitempty"`
+	Implicit      bool                   `protobuf:"varint,5,opt,name=implicit,proto3" json:"implicit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckTLS) Reset() {
+	*x = CheckTLS{}
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckTLS) ProtoMessage() {}
+
+func (x *CheckTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckTLS.ProtoReflect.Descriptor instead.
+func (*CheckTLS) Descriptor() ([]byte, []int) {
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CheckTLS) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *CheckTLS) GetSkipVerify() bool {
+	if x != nil {
+		return x.SkipVerify
+	}
+	return false
+}
+
+func (x *CheckTLS) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *CheckTLS) GetMinDays() int32 {
+	if x != nil {
+		return x.MinDays
+	}
+	return 0
+}
+
+func (x *CheckTLS) GetImplicit() bool {
+	if x != nil {
+		return x.Implicit
+	}
+	return false
+}
+
+type CheckDNS struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type            string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Tcp             bool                   `protobuf:"varint,3,opt,name=tcp,proto3" json:"tcp,omitempty"`
+	NoRecursion     bool                   `protobuf:"varint,4,opt,name=no_recursion,json=noRecursion,proto3" json:"no_recursion,omitempty"`
+	ExpectCodes     []string               `protobuf:"bytes,5,rep,name=expect_codes,json=expectCodes,proto3" json:"expect_codes,omitempty"`
+	ExpectAddresses [][]byte               `protobuf:"bytes,6,rep,name=expect_addresses,json=expectAddresses,proto3" json:"expect_addresses,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *CheckDNS) Reset() {
+	*x = CheckDNS{}
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckDNS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckDNS) ProtoMessage() {}
+
+func (x *CheckDNS) ProtoReflect() protoreflect.Message {
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckDNS.ProtoReflect.Descriptor instead.
+func (*CheckDNS) Descriptor() ([]byte, []int) {
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CheckDNS) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CheckDNS) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *CheckDNS) GetTcp() bool {
+	if x != nil {
+		return x.Tcp
+	}
+	return false
+}
+
+func (x *CheckDNS) GetNoRecursion() bool {
+	if x != nil {
+		return x.NoRecursion
+	}
+	return false
+}
+
+func (x *CheckDNS) GetExpectCodes() []string {
+	if x != nil {
+		return x.ExpectCodes
+	}
+	return nil
+}
+
+func (x *CheckDNS) GetExpectAddresses() [][]byte {
+	if x != nil {
+		return x.ExpectAddresses
+	}
+	return nil
+}
+
+type CheckExec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Program       string                 `protobuf:"bytes,1,opt,name=program,proto3" json:"program,omitempty"`
+	Args          []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckExec) Reset() {
+	*x = CheckExec{}
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckExec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckExec) ProtoMessage() {}
+
+func (x *CheckExec) ProtoReflect() protoreflect.Message {
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckExec.ProtoReflect.Descriptor instead.
+func (*CheckExec) Descriptor() ([]byte, []int) {
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CheckExec) GetProgram() string {
+	if x != nil {
+		return x.Program
+	}
+	return ""
+}
+
+func (x *CheckExec) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+type CheckVia struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        []byte                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Interface     string                 `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"`
+	Mark          uint32                 `protobuf:"varint,3,opt,name=mark,proto3" json:"mark,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckVia) Reset() {
+	*x = CheckVia{}
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckVia) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckVia) ProtoMessage() {}
+
+func (x *CheckVia) ProtoReflect() protoreflect.Message {
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckVia.ProtoReflect.Descriptor instead.
+func (*CheckVia) Descriptor() ([]byte, []int) {
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CheckVia) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *CheckVia) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *CheckVia) GetMark() uint32 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
 type SharedCheck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -777,7 +1186,7 @@ type SharedCheck struct {
 
 func (x *SharedCheck) Reset() {
 	*x = SharedCheck{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[7]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +1198,7 @@ func (x *SharedCheck) String() string {
 func (*SharedCheck) ProtoMessage() {}
 
 func (x *SharedCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[7]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +1211,7 @@ func (x *SharedCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedCheck.ProtoReflect.Descriptor instead.
 func (*SharedCheck) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{7}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SharedCheck) GetName() string {
@@ -856,7 +1265,7 @@ type DirectorProfile struct {
 
 func (x *DirectorProfile) Reset() {
 	*x = DirectorProfile{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[8]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +1277,7 @@ func (x *DirectorProfile) String() string {
 func (*DirectorProfile) ProtoMessage() {}
 
 func (x *DirectorProfile) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[8]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +1290,7 @@ func (x *DirectorProfile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectorProfile.ProtoReflect.Descriptor instead.
 func (*DirectorProfile) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{8}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DirectorProfile) GetName() string {
@@ -1004,7 +1413,7 @@ type SyncDaemon struct {
 
 func (x *SyncDaemon) Reset() {
 	*x = SyncDaemon{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[9]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1425,7 @@ func (x *SyncDaemon) String() string {
 func (*SyncDaemon) ProtoMessage() {}
 
 func (x *SyncDaemon) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[9]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1438,7 @@ func (x *SyncDaemon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncDaemon.ProtoReflect.Descriptor instead.
 func (*SyncDaemon) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{9}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SyncDaemon) GetRole() string {
@@ -1091,7 +1500,7 @@ type Guard struct {
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[10]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1512,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[10]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1525,7 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{10}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Guard) GetMaxServices() uint32 {
@@ -1147,7 +1556,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[11]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1568,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[11]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1581,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{11}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Settings) GetChangeRevisions() uint32 {
@@ -1231,7 +1640,7 @@ type BackendHealth struct {
 
 func (x *BackendHealth) Reset() {
 	*x = BackendHealth{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[12]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1652,7 @@ func (x *BackendHealth) String() string {
 func (*BackendHealth) ProtoMessage() {}
 
 func (x *BackendHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[12]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1665,7 @@ func (x *BackendHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendHealth.ProtoReflect.Descriptor instead.
 func (*BackendHealth) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{12}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BackendHealth) GetState() string {
@@ -1304,7 +1713,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[13]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1725,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[13]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1738,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{13}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Names) GetNames() []string {
@@ -1353,7 +1762,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[14]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1774,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[14]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1787,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{14}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Change) GetAt() int64 {
@@ -1428,7 +1837,7 @@ type ChangedObject struct {
 
 func (x *ChangedObject) Reset() {
 	*x = ChangedObject{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[15]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1849,7 @@ func (x *ChangedObject) String() string {
 func (*ChangedObject) ProtoMessage() {}
 
 func (x *ChangedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[15]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1862,7 @@ func (x *ChangedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedObject.ProtoReflect.Descriptor instead.
 func (*ChangedObject) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{15}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ChangedObject) GetKind() string {
@@ -1496,7 +1905,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[16]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1917,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[16]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1930,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{16}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Done) GetRequest() uint64 {
@@ -1557,7 +1966,7 @@ type ObjectOutcome struct {
 
 func (x *ObjectOutcome) Reset() {
 	*x = ObjectOutcome{}
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[17]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1978,7 @@ func (x *ObjectOutcome) String() string {
 func (*ObjectOutcome) ProtoMessage() {}
 
 func (x *ObjectOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[17]
+	mi := &file_lbstate_lbstatepb_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1991,7 @@ func (x *ObjectOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectOutcome.ProtoReflect.Descriptor instead.
 func (*ObjectOutcome) Descriptor() ([]byte, []int) {
-	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{17}
+	return file_lbstate_lbstatepb_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ObjectOutcome) GetKind() string {
@@ -1680,7 +2089,7 @@ const file_lbstate_lbstatepb_state_proto_rawDesc = "" +
 	"\x12ServicePersistence\x12\x18\n" +
 	"\atimeout\x18\x01 \x01(\x03R\atimeout\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\rR\x06prefix\x12\x16\n" +
-	"\x06engine\x18\x03 \x01(\tR\x06engine\"\xfe\x02\n" +
+	"\x06engine\x18\x03 \x01(\tR\x06engine\"\xe8\a\n" +
 	"\vHealthCheck\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\fR\aaddress\x12\x12\n" +
@@ -1698,7 +2107,47 @@ const file_lbstate_lbstatepb_state_proto_rawDesc = "" +
 	"\x04fall\x18\f \x01(\rR\x04fall\x12\x10\n" +
 	"\x03use\x18\r \x01(\tR\x03use\x12#\n" +
 	"\rdown_interval\x18\x0e \x01(\x03R\fdownInterval\x12\x18\n" +
-	"\ainitial\x18\x0f \x01(\tR\ainitial\"\x8a\x01\n" +
+	"\ainitial\x18\x0f \x01(\tR\ainitial\x12\x12\n" +
+	"\x04mode\x18\x10 \x01(\tR\x04mode\x12\x12\n" +
+	"\x04send\x18\x11 \x01(\tR\x04send\x12\x16\n" +
+	"\x06expect\x18\x12 \x01(\tR\x06expect\x12!\n" +
+	"\fexpect_limit\x18\x13 \x01(\rR\vexpectLimit\x12\x16\n" +
+	"\x06method\x18\x14 \x01(\tR\x06method\x123\n" +
+	"\aheaders\x18\x15 \x03(\v2\x19.ipvskit.lbstate.v1.LabelR\aheaders\x12!\n" +
+	"\fhttp_version\x18\x16 \x01(\tR\vhttpVersion\x12)\n" +
+	"\x10follow_redirects\x18\x17 \x01(\rR\x0ffollowRedirects\x12!\n" +
+	"\fgrpc_service\x18\x18 \x01(\tR\vgrpcService\x12\x14\n" +
+	"\x05hello\x18\x19 \x01(\tR\x05hello\x12\x1f\n" +
+	"\vpacket_size\x18\x1a \x01(\rR\n" +
+	"packetSize\x12\x14\n" +
+	"\x05quiet\x18\x1b \x01(\x03R\x05quiet\x12.\n" +
+	"\x03tls\x18\x1c \x01(\v2\x1c.ipvskit.lbstate.v1.CheckTLSR\x03tls\x12.\n" +
+	"\x03dns\x18\x1d \x01(\v2\x1c.ipvskit.lbstate.v1.CheckDNSR\x03dns\x121\n" +
+	"\x04exec\x18\x1e \x01(\v2\x1d.ipvskit.lbstate.v1.CheckExecR\x04exec\x12.\n" +
+	"\x03via\x18\x1f \x01(\v2\x1c.ipvskit.lbstate.v1.CheckViaR\x03via\x127\n" +
+	"\x06checks\x18  \x03(\v2\x1f.ipvskit.lbstate.v1.HealthCheckR\x06checks\"\x93\x01\n" +
+	"\bCheckTLS\x12\x1f\n" +
+	"\vserver_name\x18\x01 \x01(\tR\n" +
+	"serverName\x12\x1f\n" +
+	"\vskip_verify\x18\x02 \x01(\bR\n" +
+	"skipVerify\x12\x0e\n" +
+	"\x02ca\x18\x03 \x01(\tR\x02ca\x12\x19\n" +
+	"\bmin_days\x18\x04 \x01(\x11R\aminDays\x12\x1a\n" +
+	"\bimplicit\x18\x05 \x01(\bR\bimplicit\"\xb5\x01\n" +
+	"\bCheckDNS\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x10\n" +
+	"\x03tcp\x18\x03 \x01(\bR\x03tcp\x12!\n" +
+	"\fno_recursion\x18\x04 \x01(\bR\vnoRecursion\x12!\n" +
+	"\fexpect_codes\x18\x05 \x03(\tR\vexpectCodes\x12)\n" +
+	"\x10expect_addresses\x18\x06 \x03(\fR\x0fexpectAddresses\"9\n" +
+	"\tCheckExec\x12\x18\n" +
+	"\aprogram\x18\x01 \x01(\tR\aprogram\x12\x12\n" +
+	"\x04args\x18\x02 \x03(\tR\x04args\"T\n" +
+	"\bCheckVia\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\fR\x06source\x12\x1c\n" +
+	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x12\n" +
+	"\x04mark\x18\x03 \x01(\rR\x04mark\"\x8a\x01\n" +
 	"\vSharedCheck\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
 	"\x05check\x18\x02 \x01(\v2\x1f.ipvskit.lbstate.v1.HealthCheckR\x05check\x12\x14\n" +
@@ -1786,7 +2235,7 @@ func file_lbstate_lbstatepb_state_proto_rawDescGZIP() []byte {
 	return file_lbstate_lbstatepb_state_proto_rawDescData
 }
 
-var file_lbstate_lbstatepb_state_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_lbstate_lbstatepb_state_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_lbstate_lbstatepb_state_proto_goTypes = []any{
 	(*Label)(nil),              // 0: ipvskit.lbstate.v1.Label
 	(*Service)(nil),            // 1: ipvskit.lbstate.v1.Service
@@ -1795,17 +2244,21 @@ var file_lbstate_lbstatepb_state_proto_goTypes = []any{
 	(*TunnelOptions)(nil),      // 4: ipvskit.lbstate.v1.TunnelOptions
 	(*ServicePersistence)(nil), // 5: ipvskit.lbstate.v1.ServicePersistence
 	(*HealthCheck)(nil),        // 6: ipvskit.lbstate.v1.HealthCheck
-	(*SharedCheck)(nil),        // 7: ipvskit.lbstate.v1.SharedCheck
-	(*DirectorProfile)(nil),    // 8: ipvskit.lbstate.v1.DirectorProfile
-	(*SyncDaemon)(nil),         // 9: ipvskit.lbstate.v1.SyncDaemon
-	(*Guard)(nil),              // 10: ipvskit.lbstate.v1.Guard
-	(*Settings)(nil),           // 11: ipvskit.lbstate.v1.Settings
-	(*BackendHealth)(nil),      // 12: ipvskit.lbstate.v1.BackendHealth
-	(*Names)(nil),              // 13: ipvskit.lbstate.v1.Names
-	(*Change)(nil),             // 14: ipvskit.lbstate.v1.Change
-	(*ChangedObject)(nil),      // 15: ipvskit.lbstate.v1.ChangedObject
-	(*Done)(nil),               // 16: ipvskit.lbstate.v1.Done
-	(*ObjectOutcome)(nil),      // 17: ipvskit.lbstate.v1.ObjectOutcome
+	(*CheckTLS)(nil),           // 7: ipvskit.lbstate.v1.CheckTLS
+	(*CheckDNS)(nil),           // 8: ipvskit.lbstate.v1.CheckDNS
+	(*CheckExec)(nil),          // 9: ipvskit.lbstate.v1.CheckExec
+	(*CheckVia)(nil),           // 10: ipvskit.lbstate.v1.CheckVia
+	(*SharedCheck)(nil),        // 11: ipvskit.lbstate.v1.SharedCheck
+	(*DirectorProfile)(nil),    // 12: ipvskit.lbstate.v1.DirectorProfile
+	(*SyncDaemon)(nil),         // 13: ipvskit.lbstate.v1.SyncDaemon
+	(*Guard)(nil),              // 14: ipvskit.lbstate.v1.Guard
+	(*Settings)(nil),           // 15: ipvskit.lbstate.v1.Settings
+	(*BackendHealth)(nil),      // 16: ipvskit.lbstate.v1.BackendHealth
+	(*Names)(nil),              // 17: ipvskit.lbstate.v1.Names
+	(*Change)(nil),             // 18: ipvskit.lbstate.v1.Change
+	(*ChangedObject)(nil),      // 19: ipvskit.lbstate.v1.ChangedObject
+	(*Done)(nil),               // 20: ipvskit.lbstate.v1.Done
+	(*ObjectOutcome)(nil),      // 21: ipvskit.lbstate.v1.ObjectOutcome
 }
 var file_lbstate_lbstatepb_state_proto_depIdxs = []int32{
 	0,  // 0: ipvskit.lbstate.v1.Service.labels:type_name -> ipvskit.lbstate.v1.Label
@@ -1817,18 +2270,24 @@ var file_lbstate_lbstatepb_state_proto_depIdxs = []int32{
 	3,  // 6: ipvskit.lbstate.v1.Service.sorry_server:type_name -> ipvskit.lbstate.v1.SorryServer
 	4,  // 7: ipvskit.lbstate.v1.Backend.tunnel:type_name -> ipvskit.lbstate.v1.TunnelOptions
 	6,  // 8: ipvskit.lbstate.v1.Backend.health_check:type_name -> ipvskit.lbstate.v1.HealthCheck
-	6,  // 9: ipvskit.lbstate.v1.SharedCheck.check:type_name -> ipvskit.lbstate.v1.HealthCheck
-	0,  // 10: ipvskit.lbstate.v1.DirectorProfile.agents:type_name -> ipvskit.lbstate.v1.Label
-	9,  // 11: ipvskit.lbstate.v1.DirectorProfile.sync_daemons:type_name -> ipvskit.lbstate.v1.SyncDaemon
-	0,  // 12: ipvskit.lbstate.v1.DirectorProfile.sysctls:type_name -> ipvskit.lbstate.v1.Label
-	10, // 13: ipvskit.lbstate.v1.DirectorProfile.guard:type_name -> ipvskit.lbstate.v1.Guard
-	15, // 14: ipvskit.lbstate.v1.Change.objects:type_name -> ipvskit.lbstate.v1.ChangedObject
-	17, // 15: ipvskit.lbstate.v1.Done.outcomes:type_name -> ipvskit.lbstate.v1.ObjectOutcome
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	0,  // 9: ipvskit.lbstate.v1.HealthCheck.headers:type_name -> ipvskit.lbstate.v1.Label
+	7,  // 10: ipvskit.lbstate.v1.HealthCheck.tls:type_name -> ipvskit.lbstate.v1.CheckTLS
+	8,  // 11: ipvskit.lbstate.v1.HealthCheck.dns:type_name -> ipvskit.lbstate.v1.CheckDNS
+	9,  // 12: ipvskit.lbstate.v1.HealthCheck.exec:type_name -> ipvskit.lbstate.v1.CheckExec
+	10, // 13: ipvskit.lbstate.v1.HealthCheck.via:type_name -> ipvskit.lbstate.v1.CheckVia
+	6,  // 14: ipvskit.lbstate.v1.HealthCheck.checks:type_name -> ipvskit.lbstate.v1.HealthCheck
+	6,  // 15: ipvskit.lbstate.v1.SharedCheck.check:type_name -> ipvskit.lbstate.v1.HealthCheck
+	0,  // 16: ipvskit.lbstate.v1.DirectorProfile.agents:type_name -> ipvskit.lbstate.v1.Label
+	13, // 17: ipvskit.lbstate.v1.DirectorProfile.sync_daemons:type_name -> ipvskit.lbstate.v1.SyncDaemon
+	0,  // 18: ipvskit.lbstate.v1.DirectorProfile.sysctls:type_name -> ipvskit.lbstate.v1.Label
+	14, // 19: ipvskit.lbstate.v1.DirectorProfile.guard:type_name -> ipvskit.lbstate.v1.Guard
+	19, // 20: ipvskit.lbstate.v1.Change.objects:type_name -> ipvskit.lbstate.v1.ChangedObject
+	21, // 21: ipvskit.lbstate.v1.Done.outcomes:type_name -> ipvskit.lbstate.v1.ObjectOutcome
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_lbstate_lbstatepb_state_proto_init() }
@@ -1842,7 +2301,7 @@ func file_lbstate_lbstatepb_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lbstate_lbstatepb_state_proto_rawDesc), len(file_lbstate_lbstatepb_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -55,18 +55,21 @@ const (
 // admit proves who the agent is. With an Authenticator name and labels come from
 // the certificate: a hello that claims others is refused, so that nobody wonders
 // why a label selects nothing.
-func (s *Server) admit(ctx context.Context, hello *Hello) (*tls.ConnectionState, error) {
-	if p, ok := peer.FromContext(ctx); ok {
+func (s *Server) admit(ctx context.Context, hello *Hello) (credentials.AuthInfo, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		p = &peer.Peer{}
+	} else {
 		hello.Address = p.Addr.String()
 	}
 	if s.cfg.Authenticator == nil {
 		return nil, nil
 	}
-	state, ok := connectionState(ctx)
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok {
 		return nil, errors.New("this server takes agents by certificate, and the connection is not TLS: give the agent its credential")
 	}
-	name, labels, err := s.cfg.Authenticator.Agent(*state)
+	name, labels, err := s.cfg.Authenticator.Agent(info.State)
 	if err != nil {
 		return nil, err
 	}
@@ -79,32 +82,30 @@ func (s *Server) admit(ctx context.Context, hello *Hello) (*tls.ConnectionState,
 		}
 	}
 	hello.Labels = labels
-	return state, nil
-}
-
-func connectionState(ctx context.Context) (*tls.ConnectionState, bool) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil, false
-	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	return &info.State, ok
+	return p.AuthInfo, nil // shared with the connection: a copy for each stream would cost as much as the stream
 }
 
 // proved says whether the stream's certificate is still good.
 func (st *stream) proved() error {
-	if st.tls == nil {
+	info, ok := st.auth.(credentials.TLSInfo)
+	if !ok {
 		return nil
 	}
-	_, _, err := st.server.cfg.Authenticator.Agent(*st.tls)
+	_, _, err := st.server.cfg.Authenticator.Agent(info.State)
 	return err
 }
 
 // renew answers a certificate request.
-func (st *stream) renew(r *agentpb.Renew) {
+func (st *stream) renew(r *agentpb.Renew) error {
 	answer := &agentpb.Credential{}
+	info, known := st.auth.(credentials.TLSInfo)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.answers++; st.answers > maxAnswers {
+		return &farewell{agentpb.Bye_SLOW, "the agent asks and does not read"}
+	}
 	switch {
-	case st.tls == nil:
+	case !known:
 		answer.Refused = "this server does not know agents by certificate"
 	case len(r.GetRequest()) > maxRequest:
 		answer.Refused = fmt.Sprintf("a certificate request of %d bytes; at most %d are taken", len(r.GetRequest()), maxRequest)
@@ -113,12 +114,16 @@ func (st *stream) renew(r *agentpb.Renew) {
 	default:
 		st.renewed = time.Now()
 		var err error
-		if answer.Credential, err = st.server.cfg.Authenticator.Renew(*st.tls, r.GetRequest()); err != nil {
+		if answer.Credential, err = st.server.cfg.Authenticator.Renew(info.State, r.GetRequest()); err != nil {
 			answer.Refused = err.Error()
 		}
 	}
 	st.server.log.Info("an agent renews its credential", zap.String("agent", st.hello.Name), zap.String("refused", answer.Refused))
 	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Credential{Credential: answer}})
+	if st.sender == nil {
+		st.answers = 0
+	}
+	return nil
 }
 
 func (s *Server) heartbeat() *agentpb.ServerMessage {

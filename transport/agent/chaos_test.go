@@ -2,382 +2,16 @@ package agent_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-
 	"github.com/ipvskit/ipvskit/lbstate"
-	"github.com/ipvskit/ipvskit/raftstore"
-	"github.com/ipvskit/ipvskit/reconcile"
-	"github.com/ipvskit/ipvskit/reconcile/fakekernel"
-	"github.com/ipvskit/ipvskit/transport/agent"
-	"github.com/ipvskit/ipvskit/transport/identity"
-	"github.com/ipvskit/ipvskit/transport/peer"
 )
-
-// proxy carries connections to an address that may change. Cut off, it carries
-// nothing and closes nothing, as a network that is partitioned.
-type proxy struct {
-	l       net.Listener
-	running sync.WaitGroup
-
-	mu     sync.Mutex // guards the fields below
-	moved  *sync.Cond
-	target string
-	cut    bool
-	closed bool
-	conns  map[net.Conn]struct{}
-}
-
-func newProxy(t *testing.T) *proxy {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{l: l, conns: map[net.Conn]struct{}{}}
-	p.moved = sync.NewCond(&p.mu)
-	p.running.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			p.running.Go(func() { p.carry(c) })
-		}
-	})
-	t.Cleanup(p.close)
-	return p
-}
-
-func (p *proxy) close() {
-	p.mu.Lock()
-	p.closed = true
-	p.l.Close()
-	for c := range p.conns {
-		c.Close()
-	}
-	p.moved.Broadcast()
-	p.mu.Unlock()
-	p.running.Wait()
-}
-
-// pass waits until something may be carried, and says whether it ever will.
-func (p *proxy) pass() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for p.cut && !p.closed {
-		p.moved.Wait()
-	}
-	return !p.closed
-}
-
-func (p *proxy) set(cut bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.cut = cut
-	p.moved.Broadcast()
-}
-
-func (p *proxy) to(target string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.target = target
-}
-
-func (p *proxy) own(c net.Conn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		c.Close()
-		return false
-	}
-	p.conns[c] = struct{}{}
-	return true
-}
-
-func (p *proxy) carry(in net.Conn) {
-	defer in.Close()
-	if !p.own(in) || !p.pass() {
-		return
-	}
-	p.mu.Lock()
-	target := p.target
-	p.mu.Unlock()
-	out, err := net.Dial("tcp", target)
-	if err != nil {
-		return
-	}
-	defer out.Close()
-	if !p.own(out) {
-		return
-	}
-	var both sync.WaitGroup
-	for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
-		both.Go(func() {
-			defer way[1].Close()
-			buf := make([]byte, 16<<10)
-			for {
-				n, err := way[0].Read(buf)
-				if !p.pass() || err != nil {
-					return
-				}
-				if _, err := way[1].Write(buf[:n]); err != nil {
-					return
-				}
-			}
-		})
-	}
-	both.Wait()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.conns, in)
-	delete(p.conns, out)
-}
-
-// world is three servers and their agents, with a proxy between any two.
-type world struct {
-	t      *testing.T
-	dir    string
-	source *identity.Source
-	nodes  [3]*server
-	// peers[i][j] is the way from server i to server j, agents[j] that of all
-	// agents to server j.
-	peers  [3][3]*proxy
-	agents [3]*proxy
-	refs   []*director
-}
-
-// server is one that may be killed.
-type server struct {
-	w      *world
-	i      int
-	lb     *lbstate.Store // nil while it is dead
-	store  *raftstore.Store
-	agents *agent.Server
-	grpc   *grpc.Server
-	done   chan error
-	away   bool // cut off
-}
-
-func (w *world) start(i int) {
-	w.t.Helper()
-	fail := func(err error) {
-		w.t.Helper()
-		if err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	s := w.nodes[i]
-	transport, err := peer.New(peer.Config{
-		ListenAddr: "127.0.0.1:0", Advertise: fmt.Sprintf("n%d:1", i),
-		ServerTLS: w.source.ServerTLS(identity.RoleServer), ClientTLS: w.source.ClientTLS(),
-		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-			j, err := strconv.Atoi(addr[1:2])
-			if err != nil {
-				return nil, err
-			}
-			return new(net.Dialer).DialContext(ctx, "tcp", w.peers[i][j].l.Addr().String())
-		},
-	})
-	fail(err)
-	for j := range 3 {
-		w.peers[j][i].to(transport.Addr().String())
-	}
-	state := lbstate.New(lbstate.Config{})
-	s.store, err = raftstore.Open(raftstore.Config{
-		Dir: filepath.Join(w.dir, fmt.Sprint("server", i)), Name: fmt.Sprint("n", i), RaftAddr: fmt.Sprintf("n%d:1", i),
-		StateMachines: map[string]raftstore.StateMachine{lbstate.Bucket: state}, Transport: transport,
-	})
-	fail(err)
-	store, lb := s.store, lbstate.NewStore(state, s.store.Machine(lbstate.Bucket))
-	s.lb = lb
-	s.agents, err = agent.NewServer(agent.ServerConfig{
-		Store: lb, ServerName: fmt.Sprint("n", i), Cluster: func() uint64 { return store.Identity().Cluster }, Authenticator: w.source,
-		Ready: func(ctx context.Context) error {
-			_, err := lb.Revision(ctx, lbstate.ReadOptions{})
-			return err
-		},
-		HeartbeatInterval: 100 * time.Millisecond, SilenceTimeout: time.Second, ReadyTimeout: time.Second, SendTimeout: time.Second,
-	})
-	fail(err)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	fail(err)
-	w.agents[i].to(l.Addr().String())
-	s.grpc = grpc.NewServer(append(agent.ServerOptions(), grpc.Creds(agent.ServerCredentials(w.source.ServerTLS(identity.RoleAgent), nil)))...)
-	s.agents.Register(s.grpc)
-	g := s.grpc
-	go func() { _ = g.Serve(l) }()
-	s.done = make(chan error, 1)
-}
-
-func (w *world) run(i int) {
-	s := w.nodes[i]
-	store, done := s.store, s.done
-	go func() { done <- store.Run(context.Background()) }()
-}
-
-func (w *world) kill(i int) {
-	w.t.Helper()
-	s := w.nodes[i]
-	s.grpc.Stop()
-	s.agents.Close()
-	if err := errors.Join(s.store.Close(), <-s.done); err != nil {
-		w.t.Errorf("server %d: %v", i, err)
-	}
-	s.lb = nil
-}
-
-func (w *world) cut(i int, cut bool) {
-	for j := range 3 {
-		w.peers[i][j].set(cut)
-		w.peers[j][i].set(cut)
-	}
-	w.agents[i].set(cut)
-	w.nodes[i].away = cut
-}
-
-// director is an agent on a kernel in memory. It remembers what it was given.
-type director struct {
-	name   string
-	dir    string
-	who    *identity.Source
-	kernel *fakekernel.Kernel
-	stop   func()
-
-	*reconcile.Reconciler // the present one
-
-	mu    sync.Mutex // guards views
-	views []given
-}
-
-type given struct{ revision, digest uint64 }
-
-func (d *director) Apply(ctx context.Context, v lbstate.View) (lbstate.Applied, error) {
-	d.mu.Lock()
-	d.views = append(d.views, given{v.Revision, lbstate.Digest(v)})
-	d.mu.Unlock()
-	return d.Reconciler.Apply(ctx, v)
-}
-
-func (d *director) last() given {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.views) == 0 {
-		return given{}
-	}
-	return d.views[len(d.views)-1]
-}
-
-// start begins the agent anew, on the kernel and the journals that it has.
-func (w *world) startDirector(d *director) {
-	w.t.Helper()
-	var err error
-	d.Reconciler, err = reconcile.New(reconcile.Config{Kernel: d.kernel, Journal: reconcile.FileJournal(filepath.Join(d.dir, "scope"))})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	c, err := agent.NewClient(agent.ClientConfig{
-		Servers: []string{w.agents[0].l.Addr().String(), w.agents[1].l.Addr().String(), w.agents[2].l.Addr().String()},
-		Name:    d.name, Dir: d.dir, Applier: d, Credentials: credentials.NewTLS(d.who.ClientTLS()),
-		ConnectTimeout: time.Second, MinBackoff: 10 * time.Millisecond, MaxBackoff: 200 * time.Millisecond, RebalanceInterval: time.Second,
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	reconciler := d.Reconciler
-	running.Go(func() {
-		if err := reconciler.Run(ctx); err != nil && ctx.Err() == nil {
-			w.t.Errorf("%s: %v", d.name, err)
-		}
-	})
-	running.Go(func() {
-		if err := c.Run(ctx); err != nil {
-			w.t.Errorf("%s: %v", d.name, err)
-		}
-	})
-	d.stop = func() { cancel(); running.Wait() }
-}
-
-func newWorld(t *testing.T, agents int) *world {
-	t.Helper()
-	w := &world{t: t, dir: t.TempDir()}
-	b, err := identity.NewBundle("chaos", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	keep := func(e interface{ Encode() ([]byte, error) }, name string) string {
-		data, err := e.Encode()
-		if err == nil {
-			err = identity.Create(filepath.Join(w.dir, name), data)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return filepath.Join(w.dir, name)
-	}
-	if w.source, err = identity.Open(identity.Config{KeyFile: keep(b, "key"), Role: identity.RoleServer, Name: "server"}); err != nil {
-		t.Fatal(err)
-	}
-	founding := raftstore.Founding{Cluster: 7}
-	for i := range 3 {
-		w.nodes[i] = &server{w: w, i: i}
-		w.agents[i] = newProxy(t)
-		for j := range 3 {
-			w.peers[i][j] = newProxy(t)
-		}
-	}
-	for i, s := range w.nodes {
-		w.start(i)
-		founding.Founders = append(founding.Founders, raftstore.Founder{
-			Member: uint64(i + 1), Incarnation: s.store.Identity().Incarnation, Name: fmt.Sprint("n", i), RaftAddr: fmt.Sprintf("n%d:1", i),
-		})
-	}
-	for i, s := range w.nodes {
-		if err := s.store.Found(founding); err != nil {
-			t.Fatal(err)
-		}
-		w.run(i)
-	}
-	t.Cleanup(func() {
-		for i, s := range w.nodes {
-			if s.lb != nil {
-				w.kill(i)
-			}
-		}
-	})
-	for i := range agents {
-		d := &director{name: fmt.Sprint("agent-", i), dir: filepath.Join(w.dir, fmt.Sprint("agent", i)), kernel: fakekernel.New()}
-		c, err := b.Issue(identity.ID{Role: identity.RoleAgent, Name: d.name}, nil, 24*time.Hour, time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d.who, err = identity.Open(identity.Config{KeyFile: keep(c, d.name+".key"), Role: identity.RoleAgent}); err != nil {
-			t.Fatal(err)
-		}
-		w.refs = append(w.refs, d)
-		w.startDirector(d)
-	}
-	t.Cleanup(func() {
-		for _, d := range w.refs {
-			d.stop()
-		}
-	})
-	return w
-}
 
 // writer makes one change after the other, and so knows each state that the
 // store ever had.
@@ -398,6 +32,19 @@ func digestOf(revision uint64, versions map[string]uint64) uint64 {
 	return lbstate.Digest(v)
 }
 
+// server is one that lives, mostly one that can be answered.
+func (wr *writer) server() *server {
+	for {
+		i := wr.rnd.IntN(places)
+		wr.w.mu.Lock()
+		s, away := wr.w.nodes[i], wr.w.away[i]
+		wr.w.mu.Unlock()
+		if s != nil && (!away || wr.rnd.IntN(8) == 0) {
+			return s
+		}
+	}
+}
+
 // change tries one change until it is known to be made. Its precondition sees to
 // it that an attempt whose outcome is unknown, and which is made late, changes
 // nothing after the one that follows it.
@@ -409,10 +56,7 @@ func (wr *writer) change() {
 	weight := wr.rnd.IntN(60000)
 	next := wr.revision + 1
 	for {
-		s := wr.w.nodes[wr.rnd.IntN(3)]
-		if s.lb == nil || s.away && wr.rnd.IntN(8) > 0 { // mostly one that can be answered
-			continue
-		}
+		s := wr.server()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		r, err := wr.try(ctx, s.lb, name, remove, weight, o)
 		cancel()
@@ -441,10 +85,7 @@ func (wr *writer) change() {
 // made asks the servers until one knows for sure whether there is a revision.
 func (wr *writer) made(revision uint64) bool {
 	for {
-		s := wr.w.nodes[wr.rnd.IntN(3)]
-		if s.lb == nil {
-			continue
-		}
+		s := wr.server()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		at, err := s.lb.Revision(ctx, lbstate.ReadOptions{})
 		cancel()
@@ -474,9 +115,9 @@ func (wr *writer) changes(n int) {
 	}
 }
 
-// INV-10, INV-13, INV-14: servers die and are cut off, agents restart; every
-// agent ends equal to the store, none ever held a state that the store never
-// had, and none went back. CHAOS is how long it lasts, as in 10m, CHAOS_SEED what
+// INV-10, INV-13, INV-14: servers die, are cut off, added, removed and replaced,
+// leadership moves, agents restart; every agent ends equal to the store, none
+// ever held a state that the store never had, and none went back. CHAOS is how long it lasts, as in 10m, CHAOS_SEED what
 // it begins with.
 func TestChaos(t *testing.T) {
 	agents, length := 8, 5*time.Second
@@ -498,37 +139,58 @@ func TestChaos(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	w := newWorld(t, agents)
 	wr := &writer{w: w, rnd: rnd, versions: map[string]uint64{}, states: map[uint64]uint64{0: digestOf(0, nil)}}
-	kills, cuts, restarts := 0, 0, 0
+	stop := w.watch()
+	defer stop()
+	done := map[string]int{}
 	for end := time.Now().Add(length); time.Now().Before(end); {
-		i := rnd.IntN(3)
-		switch rnd.IntN(5) {
-		case 0:
-			kills++
+		taken, free := w.taken()
+		i := taken[rnd.IntN(len(taken))]
+		what := []string{"kill", "partition", "restart of an agent", "handover", "replacement", "addition and removal", "no fault"}[rnd.IntN(7)]
+		done[what]++
+		w.now("%s, at %d", what, i)
+		switch what {
+		case "kill":
 			w.kill(i)
 			wr.changes(rnd.IntN(5))
 			w.start(i)
-			w.run(i)
-		case 1:
-			cuts++
+		case "partition":
 			w.cut(i, true)
 			wr.changes(rnd.IntN(5))
 			w.cut(i, false)
-		case 2:
-			restarts++
+		case "restart of an agent":
 			d := w.refs[rnd.IntN(len(w.refs))]
 			d.stop()
 			wr.changes(rnd.IntN(3))
 			w.startDirector(d)
-		default:
-			wr.changes(1 + rnd.IntN(10))
+		case "handover":
+			w.change(func(ctx context.Context, leader *server) error {
+				return leader.store.TransferLeadership(ctx, nameOf(i))
+			})
+			wr.changes(rnd.IntN(3))
+		case "replacement": // of a server whose disk is lost
+			w.wipe(i)
+			wr.changes(rnd.IntN(3))
+			w.join(w.open(i), nameOf(i))
+		case "addition and removal":
+			w.join(w.open(free), "")
+			wr.changes(rnd.IntN(3))
+			w.remove(i)
+			wr.changes(rnd.IntN(3)) // what was removed goes on to run, and must not serve
+			w.wipe(i)
 		}
+		w.now("changes")
+		wr.changes(1 + rnd.IntN(5))
 	}
+	w.now("the last change")
 	wr.changes(1)
 	want := given{wr.revision, digestOf(wr.revision, wr.versions)}
 	for _, d := range w.refs {
-		wait(t, d.name+" has the last state", func() bool { return d.last() == want })
+		w.now("%s gets the last state", d.name)
+		for d.last() != want {
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
-	t.Logf("%d changes, %d of unknown outcome, %d kills, %d partitions, %d restarts of agents", wr.revision, wr.unknown, kills, cuts, restarts)
+	t.Logf("%d changes, %d of unknown outcome, %v", wr.revision, wr.unknown, done)
 	for _, d := range w.refs {
 		var before uint64
 		for _, v := range d.views {
@@ -541,14 +203,8 @@ func TestChaos(t *testing.T) {
 			}
 		}
 	}
-	first := ""
-	for _, d := range w.refs {
-		wait(t, d.name+"'s kernel is that of the others", func() bool {
-			dump := d.kernel.Dump()
-			if first == "" && dump != "" {
-				first = dump
-			}
-			return dump == first
-		})
+	w.now("all kernels become equal")
+	for !w.equal() {
+		time.Sleep(5 * time.Millisecond)
 	}
 }

@@ -11,12 +11,13 @@ import (
 )
 
 const (
-	// chunkBytes bounds the data of one chunk, and so what one send to an
-	// agent that does not read keeps in memory.
-	chunkBytes = 256 << 10
+	// chunkBytes bounds the data of one chunk, and so what one send to an agent
+	// that does not read keeps in memory: gRPC encodes each message anew, in a
+	// buffer of 32 KiB where it fits, else in one of 1 MiB.
+	chunkBytes = 32<<10 - 64
 
-	maxAgentMessage  = 1 << 20             // from an agent
-	maxServerMessage = chunkBytes + 64<<10 // from a server
+	maxAgentMessage  = 1 << 20   // from an agent
+	maxServerMessage = 320 << 10 // from a server; those of before sent chunks of 256 KiB
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

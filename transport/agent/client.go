@@ -23,13 +23,13 @@ func (c ClientConfig) withDefaults() ClientConfig {
 		c.Logger = zap.NewNop()
 	}
 	c.Logger = c.Logger.Named("agent")
-	c.Guard = c.Guard.withDefaults()
 	setDefault(&c.ConnectTimeout, 5*time.Second)
 	setDefault(&c.MinBackoff, 200*time.Millisecond)
 	setDefault(&c.MaxBackoff, 5*time.Second)
 	setDefault(&c.RebalanceInterval, 5*time.Minute)
 	setDefault(&c.RenewSpread, 30*time.Second)
 	setDefault(&c.MaxUpdate, 256<<20)
+	setDefault(&c.countEvery, fineSpan)
 	return c
 }
 
@@ -79,6 +79,9 @@ type Client struct {
 	held    *state // what the guard keeps back
 
 	acks chan *agentpb.Ack
+
+	counts  sync.Mutex // guards counted
+	counted history
 }
 
 // NewClient checks the configuration. It opens and starts nothing: see Run.
@@ -125,6 +128,9 @@ func (c *Client) Run(ctx context.Context) error {
 	wg.Go(func() { c.applyLoop(ctx, first) })
 	if r, ok := c.cfg.Applier.(Reporter); ok {
 		wg.Go(func() { c.reportLoop(ctx, r) })
+	}
+	if from, ok := c.cfg.Applier.(Counter); ok {
+		wg.Go(func() { c.countLoop(ctx, from) })
 	}
 	if st.cluster != 0 {
 		c.log.Info("applying the journal before any server is asked", zap.Uint64("revision", st.revision), zap.Int("services", len(st.entries)))
@@ -285,7 +291,7 @@ func (c *Client) follow(ctx context.Context, server string) (served bool, err er
 	if err != nil {
 		return false, explained(cause(ctx, err))
 	}
-	s := &session{client: c, stream: stream, server: server, acks: make(chan *agentpb.Ack, 64), requests: make(chan []byte, 1), ending: make(chan struct{}), alive: watchdog, silence: c.cfg.ConnectTimeout}
+	s := &session{client: c, stream: stream, server: server, acks: make(chan *agentpb.Ack, 64), requests: make(chan []byte, 1), asked: make(chan *agentpb.StatisticsRequest, 1), ending: make(chan struct{}), alive: watchdog, silence: c.cfg.ConnectTimeout}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil) // before waiting for the sender

@@ -62,6 +62,8 @@ type ClientConfig struct {
 	RenewSpread       time.Duration // within which agents renew when servers trust another authority; default 30s
 	MaxUpdate         int           // bytes of one update; default 256 MiB
 	Logger            *zap.Logger   // nil is silent
+
+	countEvery time.Duration // fineSpan, but for tests
 }
 
 // ClientStatus is a copy of what a client knows of itself.

@@ -15,6 +15,10 @@
 // Each agent has an order of its own in which it tries the servers, stays with
 // one while it serves, and returns to its first when that is back.
 //
+// The view carries the agent's profile, too: in the full state, and in a change
+// where another selects it now, or none. It counts in the digest. Ends of before
+// profiles are served as ever, see featureProfiles.
+//
 // # What an agent refuses
 //
 // It never goes back in revision. A state that is of another cluster, empty,
@@ -30,9 +34,13 @@
 //	Client.reportLoop  Client.Run     ctx                           -
 //	session.sendLoop   Client.follow  end of the stream             sending on the stream
 //	Client.awaitHome   dialLoop       end of the stream             -
-//	Stream (handler)   gRPC           end of the stream, Close      the agent's position, the queue
+//	Stream (handler)   gRPC           end of the stream, Close      nothing: it waits for the end
 //	stream.receive     Stream         end of the stream             receiving
-//	stream.flush       the handler    when all is sent              sending
+//	stream.send        stream.post    when all is sent              sending what may wait for the agent
+//	stream.later       stream.step    answer of the store           reading what an agent lacks
 //	view.run           acquire        no streams, Close             the view's versions
+//	view.tell          view.run       when all streams are told     nothing
+//	Server.pulse       first stream   Close                         when each stream has its turn
+//	Server.rechecks    first stream   Close                         looking again at all streams
 //	Server.monitor     first stream   Close                         the server's condition
 package agent

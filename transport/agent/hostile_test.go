@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/transport/agent/agentpb"
@@ -30,7 +32,7 @@ func raw(t *testing.T, addr string) (_ grpc.BidiStreamingClient[agentpb.AgentMes
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(func() { cancel(); conn.Close() })
 	stream, err := agentpb.NewAgentsClient(conn).Stream(ctx)
 	if err != nil {
@@ -68,7 +70,7 @@ func wantBye(t *testing.T, stream grpc.BidiStreamingClient[agentpb.AgentMessage,
 func TestAgentsThatMisbehave(t *testing.T) {
 	store := newStore(t)
 	put(t, store, "one", 1, nil)
-	_, addr, _ := serve(t, store, 7, func(c *ServerConfig) { c.SilenceTimeout = 300 * time.Millisecond; c.MaxStreams = 2 })
+	_, addr, _ := serve(t, store, 7, func(c *ServerConfig) { c.SilenceTimeout = 300 * time.Millisecond })
 	labels := map[string]string{}
 	for i := range 65 {
 		labels[fmt.Sprint(i)] = ""
@@ -100,6 +102,7 @@ func TestAgentsThatMisbehave(t *testing.T) {
 		})
 	}
 	t.Run("are too many", func(t *testing.T) {
+		_, addr, _ := serve(t, store, 7, func(c *ServerConfig) { c.SilenceTimeout, c.MaxStreams = time.Minute, 2 })
 		for i := range 2 {
 			stream, _ := raw(t, addr)
 			if err := stream.Send(helloOf(&agentpb.Hello{Name: fmt.Sprint("full", i)})); err != nil {
@@ -115,6 +118,21 @@ func TestAgentsThatMisbehave(t *testing.T) {
 		}
 		wantBye(t, stream, agentpb.Bye_FULL, "takes 2 agents")
 	})
+}
+
+// A message from an agent has a bound, however it is announced.
+func TestAgentMessageIsBounded(t *testing.T) {
+	s, addr, _ := serve(t, newStore(t), 7, nil)
+	stream, _ := raw(t, addr)
+	if err := stream.Send(helloOf(&agentpb.Hello{Name: "large", Version: strings.Repeat("v", maxAgentMessage)})); err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if _, err := bye(stream); status.Code(err) != codes.ResourceExhausted && !errors.Is(err, io.EOF) {
+		t.Errorf("%v", err)
+	}
+	if len(s.Agents()) != 0 {
+		t.Errorf("it was let in: %v", s.Agents())
+	}
 }
 
 const largeServices = 150
@@ -162,7 +180,8 @@ func TestAgentThatNeverReads(t *testing.T) {
 // made meanwhile come together.
 func TestSlowReaderIsCoalesced(t *testing.T) {
 	store := large(t)
-	s, addr, _ := serve(t, store, 7, nil)
+	// It says nothing for as long as the test takes, on a machine that is busy.
+	s, addr, _ := serve(t, store, 7, func(c *ServerConfig) { c.SilenceTimeout, c.SendTimeout = time.Minute, time.Minute })
 	stream, _ := raw(t, addr)
 	if err := stream.Send(helloOf(&agentpb.Hello{Name: "slow"})); err != nil {
 		t.Fatal(err)
@@ -193,9 +212,8 @@ func TestSlowReaderIsCoalesced(t *testing.T) {
 	for i := range 20 {
 		last = put(t, store, "busy", 30000+i, nil)
 	}
-	v := s.acquire(map[string]string{})
-	defer s.release(v)
-	until(t, "the view has the last change", func() bool { m, _, _ := v.state(); return m.revision == last })
+	v := viewOf(s, map[string]string{})
+	until(t, "the view has the last change", func() bool { m, _ := v.state(); return m.revision == last })
 	if err := stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Ack{Ack: &agentpb.Ack{Kind: agentpb.Ack_RECEIVED, Revision: first.GetRevision()}}}); err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +279,7 @@ func TestHostileFrames(t *testing.T) {
 		defer resp.Body.Close()
 		began := time.Now()
 		data, _ := io.ReadAll(resp.Body) // the stream may end with a reset
-		if !bytes.Contains(data, []byte("no hello in time")) || time.Since(began) > 10*time.Second {
+		if !bytes.Contains(data, []byte("no hello in time")) || time.Since(began) > patience {
 			t.Errorf("%q after %v", data, time.Since(began))
 		}
 		r.CloseWithError(io.ErrClosedPipe)

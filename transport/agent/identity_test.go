@@ -37,7 +37,7 @@ type secured struct {
 	revoked map[string]string
 }
 
-func newSecured(t *testing.T) *secured {
+func newSecured(t *testing.T, options ...func(*agent.ServerConfig)) *secured {
 	t.Helper()
 	b, err := identity.NewBundle("prod", time.Now())
 	if err != nil {
@@ -58,11 +58,14 @@ func newSecured(t *testing.T) *secured {
 	}
 	t.Cleanup(func() { local.Close() })
 	s.store = lbstate.NewStore(state, local)
-	s.server, err = agent.NewServer(agent.ServerConfig{
+	cfg := agent.ServerConfig{
 		Store: s.store, Cluster: func() uint64 { return 7 }, Authenticator: s.source, Logger: zap.New(core),
 		HeartbeatInterval: 30 * time.Millisecond, SilenceTimeout: 5 * time.Second,
-	})
-	if err != nil {
+	}
+	for _, option := range options {
+		option(&cfg)
+	}
+	if s.server, err = agent.NewServer(cfg); err != nil {
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -182,9 +185,10 @@ func wait(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); <-tick.C {
+	const patience = 2 * time.Minute // for what takes milliseconds, on a machine that may be very busy
+	for deadline := time.Now().Add(patience); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }
@@ -308,9 +312,9 @@ func TestRevokedOnALiveStream(t *testing.T) {
 	wait(t, "its view", func() bool { return a.services() == "everywhere" })
 	s.revoke("a1", "the host was sold")
 	wait(t, "it is told", func() bool { return strings.Contains(c.Status().LastError, "its log says why") })
-	if !s.logged("agent gone", "revoked", "the host was sold") || !s.logged("connection refused", "the host was sold") {
-		t.Errorf("the server does not say why: %v", s.logs.All())
-	}
+	wait(t, "the server says why", func() bool { // it may do so after the agent has heard
+		return s.logged("agent gone", "revoked", "the host was sold") && s.logged("connection refused", "the host was sold")
+	})
 	if a.services() != "everywhere" {
 		t.Errorf("a revoked agent lost its state, %q: traffic is to go on", a.services())
 	}

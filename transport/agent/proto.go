@@ -10,6 +10,12 @@ func appliedToProto(a lbstate.Applied) *agentpb.Applied {
 		Revision: a.Revision, Converged: a.Converged, Simulated: a.Simulated, Services: uint32(a.Services),
 		Operations: uint32(a.Operations), Draining: uint32(a.Draining), Collisions: a.Collisions,
 	}
+	if d := a.Profile; d != nil {
+		p.Profile = &agentpb.AppliedProfile{Name: d.Name, Revision: d.Revision}
+		for _, o := range d.Overridden[:min(len(d.Overridden), maxFailures)] {
+			p.Profile.Overridden = append(p.Profile.Overridden, &agentpb.Overridden{Field: o.Field, Profile: o.Profile, Host: o.Host})
+		}
+	}
 	for _, f := range a.Failures {
 		p.Failures = append(p.Failures, &agentpb.Failure{Object: f.Object, Op: f.Op, Reason: f.Reason})
 	}
@@ -26,6 +32,12 @@ func appliedFromProto(p *agentpb.Applied) lbstate.Applied {
 			break
 		}
 		a.Failures = append(a.Failures, lbstate.Failure{Object: clip(f.GetObject()), Op: clip(f.GetOp()), Reason: clip(f.GetReason())})
+	}
+	if d := p.GetProfile(); d != nil {
+		a.Profile = &lbstate.AppliedProfile{Name: clip(d.GetName()), Revision: d.GetRevision()}
+		for _, o := range d.GetOverridden()[:min(len(d.GetOverridden()), maxFailures)] {
+			a.Profile.Overridden = append(a.Profile.Overridden, lbstate.Overridden{Field: clip(o.GetField()), Profile: clip(o.GetProfile()), Host: clip(o.GetHost())})
+		}
 	}
 	a = bounded(a)
 	for i, c := range a.Collisions {

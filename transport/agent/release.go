@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,19 +17,29 @@ const (
 )
 
 type pendingRelease struct {
-	reason string
-	until  time.Time
+	held, reason string
+	until        time.Time
+	sent         bool
 }
 
-// Release lets the agent of that name accept the state that it holds back, now
-// or when it comes within ten minutes. reason says who wants it and why, for the
-// agent's log. It is an error if no agent of that name is known, or it holds
-// nothing back as far as this server knows.
-func (s *Server) Release(name, reason string) error {
-	held := false
-	s.known.update(name, func(a *AgentInfo) { held = a.Held != "" })
-	if !held {
-		return fmt.Errorf("agent server: agent %q is not known here to hold a state back", name)
+// Release lets the agent of that name accept the state that it holds back, when
+// it comes with held as its reason, within ten minutes: an agent that holds a
+// state back goes from server to server, so each of them should be told. Held is
+// AgentInfo's; with another reason it is another state that is held, which
+// someone has to look at anew. reason says who wants it and why, for the agent's
+// log.
+func (s *Server) Release(name, held, reason string) error {
+	st, err := s.keepRelease(name, held, reason)
+	if st != nil {
+		st.release()
+	}
+	return err
+}
+
+// keepRelease notes a release, and returns the agent's stream if there is one.
+func (s *Server) keepRelease(name, held, reason string) (*stream, error) {
+	if name == "" || held == "" {
+		return nil, errors.New("agent server: a release needs the agent's name, and why it holds its state back")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -40,16 +49,10 @@ func (s *Server) Release(name, reason string) error {
 		}
 	}
 	if len(s.releases) >= maxReleases {
-		return errors.New("agent server: too many releases wait for their agents")
+		return nil, errors.New("agent server: too many releases wait for their agents")
 	}
-	s.releases[name] = pendingRelease{reason, time.Now().Add(keepReleases)}
-	if st := s.open[name]; st != nil {
-		select {
-		case st.released <- struct{}{}:
-		default:
-		}
-	}
-	return nil
+	s.releases[name] = pendingRelease{held: clip(held), reason: reason, until: time.Now().Add(keepReleases)}
+	return s.open[name], nil
 }
 
 // release sends the agent what waits for it.
@@ -57,12 +60,18 @@ func (st *stream) release() {
 	s := st.server
 	s.mu.Lock()
 	r, ok := s.releases[st.hello.Name]
-	delete(s.releases, st.hello.Name)
+	ok = ok && r.held == st.held && time.Now().Before(r.until)
+	if ok {
+		r.sent = true
+		s.releases[st.hello.Name] = r
+	}
 	s.mu.Unlock()
-	if !ok || time.Now().After(r.until) {
+	if !ok {
 		return
 	}
-	s.log.Warn("an agent's held state is released", zap.String("agent", st.hello.Name), zap.String("reason", r.reason))
+	s.log.Warn("an agent's held state is released", zap.String("agent", st.hello.Name), zap.String("held", r.held), zap.String("reason", r.reason))
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Release{Release: &agentpb.Release{Reason: r.reason}}})
 }
 
@@ -88,3 +97,14 @@ func (s *session) released(r *agentpb.Release) error {
 // errReleased ends a stream, for the server still takes the agent to have what
 // it had at its hello.
 var errReleased = errors.New("the held state was released; the agent begins anew")
+
+// forgetRelease drops what was sent to an agent that now holds nothing back: it
+// has taken it. Until then a release is sent each time that the agent comes, for
+// its stream may end before the release arrives.
+func (s *Server) forgetRelease(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.releases[name].sent {
+		delete(s.releases, name)
+	}
+}

@@ -76,7 +76,7 @@ func (s *scripted) run(script func(*wire) error) {
 		if err != nil {
 			s.t.Errorf("script: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		s.t.Fatal("the script does not end")
 	}
 }
@@ -342,7 +342,7 @@ func TestOversizedUpdate(t *testing.T) {
 			return err
 		}
 		var cr chunker
-		for range 8 {
+		for range 64 {
 			cr.write(make([]byte, chunkBytes-1))
 			cr.cut(false)
 		}
@@ -471,8 +471,8 @@ func TestReleases(t *testing.T) {
 func TestServerReleases(t *testing.T) {
 	store := newStore(t)
 	s, addr, _ := serve(t, store, 7, nil)
-	if err := s.Release("a1", "bob"); err == nil {
-		t.Error("an agent that holds nothing was released")
+	if err := s.Release("a1", "", "bob"); err == nil {
+		t.Error("a release of whatever is held")
 	}
 	// The agent holds another cluster's state.
 	dir := t.TempDir()
@@ -487,7 +487,19 @@ func TestServerReleases(t *testing.T) {
 	put(t, store, "one", 1, nil)
 	c, _ := follow(t, dir, &r, nil, addr)
 	until(t, "the state is held", func() bool { return c.Status().Held != nil })
-	until(t, "the server knows", func() bool { return s.Release("a1", "bob: the cluster was replaced") == nil })
+	held := func() string { a := s.Agents(); return a[0].Held }
+	until(t, "the server knows", func() bool { return held() != "" })
+	connects := s.Agents()[0].Connects
+	if err := s.Release("a1", "another state is held", "bob"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it comes again", func() bool { return s.Agents()[0].Connects > connects+1 })
+	if c.Status().Held == nil {
+		t.Error("a release for another reason let the state pass")
+	}
+	if err := s.Release("a1", held(), "bob: the cluster was replaced"); err != nil {
+		t.Fatal(err)
+	}
 	until(t, "it is applied", func() bool { return r.last().Cluster == 7 && fmt.Sprint(names(r.last())) == "[one]" })
 	until(t, "the agent follows", func() bool { return c.Status().Connected && c.Status().Held == nil })
 	rev := put(t, store, "two", 2, nil)

@@ -53,6 +53,8 @@ type ServerConfig struct {
 	// LabelsFor gives the labels that select the agent's services, and an
 	// error refuses the agent. Hello has those that the Authenticator has
 	// proved, or without one those that the agent claims; they are the default.
+	// It is asked when a stream begins, and again for each Recheck; it must be
+	// quick.
 	LabelsFor func(context.Context, Hello) (map[string]string, error)
 
 	HeartbeatInterval time.Duration // default 2s
@@ -88,6 +90,7 @@ type Server struct {
 	watched sync.Once          // starts the monitor
 	lists   chan struct{}      // a token for each List that reads
 	views   views
+	recheck chan struct{} // capacity 1
 
 	mu     sync.Mutex // guards the fields below
 	closed bool
@@ -110,7 +113,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	life, stop := context.WithCancel(context.Background())
 	return &Server{
-		life: life, stop: stop, lists: make(chan struct{}, 8),
+		life: life, stop: stop, lists: make(chan struct{}, 8), recheck: make(chan struct{}, 1),
 		cfg: cfg, log: cfg.Logger,
 		known: newKnown(cfg.MaxKnown, cfg.KeepKnown),
 		open:  map[string]*stream{}, releases: map[string]pendingRelease{},
@@ -184,7 +187,7 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(16), // per connection; an agent needs one
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.ReadBufferSize(1 << 10), // acknowledgements are small; a TLS record has a buffer anyway
+		grpc.ReadBufferSize(0), // a TLS record has a buffer of its own
 		grpc.WriteBufferSize(16 << 10),
 		// Agents say little. Windows of a set size also spare the pings by which
 		// gRPC estimates them, one for nearly every acknowledgement.
@@ -236,7 +239,12 @@ func (s *Server) begin(ctx context.Context, st *stream) (bye agentpb.Bye_Code, r
 			zap.String("agent", st.hello.Name), zap.String("older", old.hello.Address), zap.String("newer", st.hello.Address))
 	}
 	s.open[st.hello.Name], st.begun = st, true
-	s.watched.Do(func() { s.streams.Go(s.monitor) })
+	st.beat = time.Now()
+	s.watched.Do(func() {
+		s.streams.Go(s.monitor)
+		s.streams.Go(s.pulse)
+		s.streams.Go(s.rechecks)
+	})
 	s.known.connected(st.hello, s.cfg.ServerName, old != nil)
 	return agentpb.Bye_UNSPECIFIED, ""
 }

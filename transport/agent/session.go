@@ -25,10 +25,13 @@ type session struct {
 	cluster uint64
 	// predecessors are the clusters whose state may be replaced by this one's.
 	predecessors []uint64
+	profiles     bool // the server knows profiles
 	parts        assembler
 
 	ending   chan struct{} // closed when nothing more is received
 	requests chan []byte   // for a new credential, on their way to sendLoop
+	asked    chan *agentpb.StatisticsRequest
+	answered time.Time // when a question was last taken; of the receiver alone
 	renewal  renewal
 }
 
@@ -39,8 +42,11 @@ func (s *session) greet(ctx context.Context) error {
 	st, status := c.state, c.status
 	c.mu.Unlock()
 	hello := &agentpb.Hello{
-		Name: c.cfg.Name, Version: c.cfg.Version, Features: c.cfg.Features, Labels: c.cfg.Labels,
-		Cluster: st.cluster, Revision: st.revision, Digest: st.digest,
+		Name: c.cfg.Name, Version: c.cfg.Version, Features: withProfiles(c.cfg.Features), Labels: c.cfg.Labels,
+		Cluster: st.cluster, Revision: st.revision, Digest: st.sum(true),
+	}
+	if _, ok := c.cfg.Applier.(Counter); ok {
+		hello.Features = append(slices.Clip(hello.Features), featureStatistics)
 	}
 	if status.AppliedRevision > 0 && status.Applied.Revision > 0 {
 		hello.Applied = appliedToProto(status.Applied)
@@ -62,7 +68,7 @@ func (s *session) greet(ctx context.Context) error {
 	if w == nil {
 		return errors.New("the server's first message is no welcome")
 	}
-	s.cluster, s.predecessors = w.GetCluster(), w.GetPredecessors()
+	s.cluster, s.predecessors, s.profiles = w.GetCluster(), w.GetPredecessors(), hasProfiles(w.GetFeatures())
 	s.silence = min(max(time.Duration(w.GetSilenceMillis())*time.Millisecond, 100*time.Millisecond), time.Minute)
 	s.beat = min(max(time.Duration(w.GetHeartbeatMillis())*time.Millisecond, 10*time.Millisecond), s.silence/2)
 	s.parts.limit = c.cfg.MaxUpdate
@@ -86,7 +92,14 @@ func (s *session) sendLoop(ctx context.Context) {
 	defer tick.Stop()
 	var received *agentpb.Ack // held back
 	var late <-chan time.Time
+	var report []*agentpb.AgentMessage // in between everything else
+	always := make(chan struct{})
+	close(always)
 	for {
+		var more <-chan struct{}
+		if len(report) > 0 {
+			more = always
+		}
 		m := &agentpb.AgentMessage{}
 		select {
 		case <-ctx.Done():
@@ -98,6 +111,11 @@ func (s *session) sendLoop(ctx context.Context) {
 			m.Message = &agentpb.AgentMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}
 		case request := <-s.requests:
 			m.Message = &agentpb.AgentMessage_Renew{Renew: &agentpb.Renew{Request: request}}
+		case q := <-s.asked:
+			report = s.client.report(q)
+			continue
+		case <-more:
+			m, report = report[0], report[1:]
 		case <-late:
 			m.Message = &agentpb.AgentMessage_Ack{Ack: received}
 			received, late = nil, nil
@@ -185,6 +203,14 @@ func (s *session) receive() error {
 			}
 		case m.GetHeartbeat() != nil:
 			s.renewIfDue(m.GetHeartbeat().GetTrust())
+		case m.GetStatistics() != nil:
+			if now := time.Now(); now.Sub(s.answered) >= askEvery/2 { // a server asks no more often
+				select {
+				case s.asked <- m.GetStatistics():
+					s.answered = now
+				default: // one at a time
+				}
+			}
 		case m.GetCredential() != nil:
 			s.renewed(m.GetCredential())
 		case m.GetWelcome() != nil:
@@ -217,7 +243,10 @@ func (s *session) update(u *agentpb.Update) error {
 		return answer(&agentpb.Ack{Kind: agentpb.Ack_REJECTED, WantFull: true, Reason: fmt.Sprintf("a change from revision %d to %d does not continue revision %d", u.GetSince(), u.GetRevision(), have.revision)})
 	}
 	next := have.apply(u)
-	if next.digest != u.GetDigest() {
+	if !s.profiles {
+		next.keepProfile(have)
+	}
+	if next.sum(s.profiles) != u.GetDigest() {
 		a := &agentpb.Ack{Kind: agentpb.Ack_REJECTED, WantFull: !u.GetFull(), Reason: "the digest of the state does not match the server's"}
 		if err := answer(a); err != nil || a.WantFull {
 			return err
@@ -231,7 +260,7 @@ func (s *session) update(u *agentpb.Update) error {
 				removed[name] = struct{}{}
 			}
 		}
-		guard := c.cfg.Guard
+		guard := c.cfg.Guard.guard(have)
 		if slices.Contains(s.predecessors, have.cluster) {
 			guard.AcceptCluster = u.GetCluster()
 		}

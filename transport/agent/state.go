@@ -14,9 +14,10 @@ import (
 type state struct {
 	cluster     uint64 // 0: nothing was ever accepted
 	revision    uint64
-	digest      uint64
-	hadServices bool // this or an earlier state of the chain was not empty
+	digest      uint64 // of the services; see sum
+	hadServices bool   // this or an earlier state of the chain was not empty
 	entries     map[string]*entry
+	profile     *profileEntry // nil: none
 }
 
 // entry is one service. A service that this version cannot read (a newer
@@ -41,12 +42,22 @@ func newEntry(pb *lbstatepb.DesiredService, before *entry) *entry {
 	return e
 }
 
+// sum is the digest of the state, as a server has it that does, or does not, know
+// profiles.
+func (s *state) sum(profiles bool) uint64 {
+	if !profiles || s.profile == nil {
+		return s.digest
+	}
+	return s.digest + profileDigest(s.profile.name, s.profile.revision)
+}
+
 // apply returns the state after u. It does not judge whether u fits.
 func (s *state) apply(u *agentpb.Update) *state {
 	next := &state{
 		cluster:     u.GetCluster(),
 		revision:    u.GetRevision(),
 		hadServices: s.hadServices || len(u.GetServices()) > 0,
+		profile:     s.profileAfter(u),
 	}
 	if u.GetFull() {
 		next.entries = make(map[string]*entry, len(u.GetServices()))
@@ -90,10 +101,22 @@ func (s *state) view() (lbstate.View, []lbstate.Failure) {
 			v.Services = append(v.Services, e.service)
 		}
 		if e.fault != "" {
-			failures = append(failures, lbstate.Failure{Object: name, Op: "read", Reason: e.fault + ": is this agent older than the server?"})
+			failures = append(failures, unreadable(name, e.fault))
+		}
+	}
+	if p := s.profile; p != nil {
+		if p.usable {
+			v.Profile = &p.profile
+		}
+		if p.fault != "" {
+			failures = append(failures, unreadable(lbstate.Ref{Kind: lbstate.KindProfile, Name: p.name}.String(), p.fault))
 		}
 	}
 	return v, failures
+}
+
+func unreadable(object, fault string) lbstate.Failure {
+	return lbstate.Failure{Object: object, Op: "read", Reason: fault + ": is this agent older than the server?"}
 }
 
 // base is the journal's form of the state.
@@ -110,13 +133,14 @@ func (s *state) base(applied uint64) *agentpb.JournalBase {
 			b.Readable = append(b.Readable, e.service.Proto())
 		}
 	}
+	b.Profile, b.ReadableProfile = s.profile.base()
 	return b
 }
 
 // stateFromBase is the inverse of base.
 func stateFromBase(b *agentpb.JournalBase) *state {
 	readable := &state{cluster: b.GetCluster()}
-	readable = readable.apply(&agentpb.Update{Cluster: b.GetCluster(), Services: b.GetReadable()})
+	readable = readable.apply(&agentpb.Update{Cluster: b.GetCluster(), Services: b.GetReadable(), Profile: b.GetReadableProfile()})
 	readable.hadServices = b.GetHadServices()
-	return readable.apply(&agentpb.Update{Cluster: b.GetCluster(), Revision: b.GetRevision(), Full: true, Services: b.GetServices()})
+	return readable.apply(&agentpb.Update{Cluster: b.GetCluster(), Revision: b.GetRevision(), Full: true, Services: b.GetServices(), Profile: b.GetProfile()})
 }

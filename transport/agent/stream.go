@@ -2,16 +2,20 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/transport/agent/agentpb"
@@ -31,66 +35,105 @@ type farewell struct {
 
 func (f *farewell) Error() string { return f.reason }
 
-// stream is one agent's stream on the server. Its handler is a loop that never
-// waits for the other end: receive reads, and what is sent is sent by a goroutine
-// that lives only as long as there is something to send. So an idle agent costs
-// two goroutines, and one that does not read can still be ended.
+// stream is one agent's stream on the server. Its handler only waits for the
+// end, so that an idle agent costs two goroutines with small stacks. The rest is
+// done by whoever has news: receive what the agent says, its view what changed,
+// Server.pulse what time tells. They send by themselves what surely does not
+// wait for the other end; for the rest there is a sender, while it lasts.
 type stream struct {
 	server *Server
 	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
-	cancel context.CancelCauseFunc
+	cancel context.CancelCauseFunc // ends the stream
 
-	hello Hello                // set before begun
-	tls   *tls.ConnectionState // the same; nil without an Authenticator
-	begun bool                 // guarded by the server's mu
+	hello  Hello                // set before begun; its labels are those that selected then
+	claims Hello                // the same, with the labels that were proved, or claimed
+	counts bool                 // the same: it has statistics
+	held   string               // the same: why it holds a state back
+	auth   credentials.AuthInfo // the same; nil without an Authenticator
+	begun  bool                 // guarded by the server's mu
 
-	// From receive to the handler.
-	heard  atomic.Int64 // Unix nanoseconds of the last message
-	first  chan *agentpb.Hello
-	served chan struct{} // closed by the handler once hello is judged: receive goes on
-	acks   chan *agentpb.Ack
-	renews chan *agentpb.Renew
+	heard atomic.Int64 // Unix nanoseconds of the last message
+	beat  time.Time    // when pulse looked last; of pulse alone
 
-	released chan struct{} // capacity 1: a release may wait for this agent
-
-	// Of the handler alone.
-	queue   []*agentpb.ServerMessage // behind what is being sent
-	sending bool
-	answers int       // in queue
-	renewed time.Time // when a credential was last asked for
-
-	sent     chan error   // from the sender, when it ends
-	progress atomic.Int64 // Unix nanoseconds of when the sender last got rid of a message
+	mu       sync.Mutex        // guards the fields below, and sending by other than the sender
+	over     bool              // the stream ends: nothing more is posted
+	view     *view             // nil before the agent is greeted
+	labels   map[string]string // those of the view that the agent is to have; nil: of its view
+	position position
+	flight   *encoding // sent, and not acknowledged
+	reading  bool      // a goroutine reads what the agent lacks
+	renewed  time.Time // when a credential was last asked for
+	unread   int       // bytes sent since the agent has acknowledged something
+	queue    []outgoing
+	sender   chan struct{} // closed when the sender, which sends the queue, ends; nil: there is none
+	answers  int           // in queue
+	question *question     // that waits for its answer
+	asked    time.Time     // when the last was
+	progress time.Time     // when the sender last got rid of a message
 }
 
-// maxAnswers bounds the answers to requests that wait behind what is being sent.
-const maxAnswers = 8
+// outgoing is a message with its size in bytes.
+type outgoing struct {
+	message *agentpb.ServerMessage
+	size    int
+}
+
+const (
+	// maxAnswers bounds the answers to requests that wait behind what is being
+	// sent.
+	maxAnswers = 8
+
+	// atOnce bounds the bytes that are sent without a sender before the agent
+	// acknowledges any: gRPC takes 64 KiB of a stream before it makes who sends
+	// wait for the other end.
+	atOnce = 32 << 10
+)
 
 func (st *stream) end(code agentpb.Bye_Code, reason string) { st.cancel(&farewell{code, reason}) }
 
-// post sends messages after those that were posted before.
+// post sends messages after those that were posted before. It does not wait for
+// the other end. The caller holds mu.
 func (st *stream) post(msgs ...*agentpb.ServerMessage) {
-	st.queue = append(st.queue, msgs...)
-	st.flush()
-}
-
-func (st *stream) flush() {
-	if st.sending || len(st.queue) == 0 {
+	if st.over {
 		return
 	}
-	msgs := st.queue
-	st.queue, st.sending = nil, true
-	st.progress.Store(time.Now().UnixNano())
-	st.server.streams.Go(func() {
-		for _, m := range msgs {
+	for _, m := range msgs {
+		size := proto.Size(m)
+		if st.sender == nil && st.unread+size <= atOnce {
+			st.unread += size
 			if err := st.grpc.Send(m); err != nil {
-				st.sent <- err
+				st.cancel(err)
 				return
 			}
-			st.progress.Store(time.Now().UnixNano())
+			continue
 		}
-		st.sent <- nil
-	})
+		st.queue = append(st.queue, outgoing{m, size})
+		if st.sender == nil {
+			st.sender, st.progress = make(chan struct{}), time.Now()
+			st.server.streams.Go(st.send)
+		}
+	}
+}
+
+// send is the sender: it ends when all is sent.
+func (st *stream) send() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for len(st.queue) > 0 {
+		next := st.queue[0]
+		st.queue = st.queue[1:]
+		st.unread += next.size
+		st.mu.Unlock()
+		err := st.grpc.Send(next.message)
+		st.mu.Lock()
+		st.progress = time.Now()
+		if err != nil {
+			st.cancel(err)
+			break
+		}
+	}
+	close(st.sender)
+	st.sender, st.queue, st.answers = nil, nil, 0
 }
 
 // Stream serves one agent until either side ends it.
@@ -105,64 +148,53 @@ func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agent
 	s.mu.Unlock()
 	defer s.streams.Done()
 	ctx, cancel := context.WithCancelCause(g.Context())
-	defer cancel(nil)
-	st := &stream{
-		server: s, grpc: g, cancel: cancel,
-		first: make(chan *agentpb.Hello, 1), served: make(chan struct{}), acks: make(chan *agentpb.Ack, 1), renews: make(chan *agentpb.Renew, 1),
-		released: make(chan struct{}, 1), sent: make(chan error, 1),
-	}
+	st := &stream{server: s, grpc: g, cancel: cancel}
 	s.streams.Go(func() { st.receive(ctx) })
-	problem := st.serve(ctx)
-	if c := context.Cause(ctx); c != nil {
-		problem = c
-	}
-	cancel(problem)
+	<-ctx.Done()
+	st.close(context.Cause(ctx))
+	return nil // what still hangs in receiving or sending ends with the handler
+}
+
+// close ends a stream for the reason given. A farewell is said if it leaves
+// within a second.
+func (st *stream) close(problem error) {
 	var bye *farewell
 	if errors.As(problem, &bye) {
 		st.farewell(bye)
 	}
-	s.finish(st, problem)
-	return nil // what still hangs in receiving or sending ends with the handler
+	st.mu.Lock()
+	st.over, st.queue = true, nil
+	st.settle(st.question, ErrNotConnected)
+	v := st.view
+	st.view = nil
+	st.mu.Unlock()
+	if v != nil {
+		st.server.release(v, st)
+	}
+	st.server.finish(st, problem)
 }
 
-// farewell says why the stream ends, if that leaves within a second.
 func (st *stream) farewell(bye *farewell) {
-	st.queue = nil
 	patience := time.NewTimer(time.Second)
 	defer patience.Stop()
-	for range 2 { // what is being sent, and the word itself
-		if st.sending {
-			select {
-			case err := <-st.sent:
-				st.sending = false
-				if err != nil {
-					return
-				}
-			case <-patience.C:
-				return
-			}
-		}
-		if bye == nil {
-			return
-		}
-		st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Bye{Bye: &agentpb.Bye{Code: bye.code, Reason: bye.reason}}})
-		bye = nil
+	st.mu.Lock()
+	st.queue = nil
+	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Bye{Bye: &agentpb.Bye{Code: bye.code, Reason: bye.reason}}})
+	st.over = true
+	sender := st.sender
+	st.mu.Unlock()
+	if sender == nil {
+		return
+	}
+	select {
+	case <-sender:
+	case <-patience.C:
 	}
 }
 
-// serve greets the agent and then follows its view.
-func (st *stream) serve(ctx context.Context) error {
+// greet judges the hello, and begins to serve the agent.
+func (st *stream) greet(ctx context.Context, h *agentpb.Hello) error {
 	s := st.server
-	patience := time.NewTimer(s.cfg.SilenceTimeout)
-	defer patience.Stop()
-	var h *agentpb.Hello
-	select {
-	case h = <-st.first:
-	case <-patience.C:
-		return &farewell{agentpb.Bye_SLOW, "no hello in time"}
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 	if h == nil {
 		return &farewell{agentpb.Bye_REFUSED, "the first message must be a hello"}
 	}
@@ -174,37 +206,57 @@ func (st *stream) serve(ctx context.Context) error {
 	}
 	hello := Hello{Name: h.GetName(), Version: h.GetVersion(), Features: h.GetFeatures(), Labels: h.GetLabels(), Cluster: h.GetCluster(), Revision: h.GetRevision()}
 	var err error
-	if st.tls, err = s.admit(ctx, &hello); err != nil {
+	if st.auth, err = s.admit(ctx, &hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
-	labels, err := s.cfg.LabelsFor(ctx, hello)
-	if err != nil {
+	st.claims = hello
+	if hello.Labels, err = s.selecting(ctx, hello); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}
-	if labels == nil {
-		labels = map[string]string{} // nil would select everything
-	}
-	hello.Labels = labels
-	st.hello = hello
+	st.hello, st.held, st.counts = hello, clip(h.GetHeld()), slices.Contains(h.GetFeatures(), featureStatistics)
 	if code, reason := s.begin(ctx, st); code != agentpb.Bye_UNSPECIFIED {
 		return &farewell{code, reason}
 	}
 	if a := h.GetApplied(); a != nil {
 		s.known.acked(hello.Name, &agentpb.Ack{Kind: agentpb.Ack_APPLIED, Revision: a.GetRevision(), Applied: a})
 	}
-	close(st.served)
 	s.log.Info("agent connected", zap.String("agent", hello.Name), zap.String("address", hello.Address), zap.Uint64("revision", hello.Revision))
+	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = st.held })
 
 	cluster := s.cfg.Cluster()
+	st.mu.Lock()
 	st.post(&agentpb.ServerMessage{Message: &agentpb.ServerMessage_Welcome{Welcome: &agentpb.Welcome{
 		Cluster: cluster, Server: s.cfg.ServerName, Version: s.cfg.Version, Predecessors: s.cfg.Predecessors(),
-		HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
+		Features: []string{featureProfiles}, HeartbeatMillis: uint32(s.cfg.HeartbeatInterval.Milliseconds()), SilenceMillis: uint32(s.cfg.SilenceTimeout.Milliseconds()),
 	}}})
-	s.known.update(hello.Name, func(a *AgentInfo) { a.Held = clip(h.GetHeld()) })
+	st.mu.Unlock()
 	if h.GetHeld() != "" {
 		st.release()
+	} else {
+		s.forgetRelease(hello.Name)
 	}
-	return st.follow(ctx, cluster, h)
+
+	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1, profiles: hasProfiles(h.GetFeatures())}
+	if h.GetCluster() == cluster {
+		p.have = h.GetRevision()
+	}
+	p.resume, p.full = p.have > 0, p.have == 0
+	return st.start(hello.Labels, p)
+}
+
+// start shows the agent the view of its labels from a position on.
+func (st *stream) start(labels map[string]string, p position) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.over {
+		return nil
+	}
+	if st.view = st.server.acquire(labels, st); st.view == nil {
+		return &farewell{agentpb.Bye_STOPPING, "the server stops"}
+	}
+	st.position = p
+	st.step()
+	return nil
 }
 
 func checkHello(h *agentpb.Hello) error {
@@ -224,119 +276,129 @@ func checkHello(h *agentpb.Hello) error {
 
 // receive takes what the agent says until the stream ends.
 func (st *stream) receive(ctx context.Context) {
+	patience := time.AfterFunc(st.server.cfg.SilenceTimeout, func() { st.end(agentpb.Bye_SLOW, "no hello in time") })
 	m, err := st.grpc.Recv()
-	if err != nil {
-		st.cancel(err)
+	if !patience.Stop() && err == nil {
 		return
 	}
-	st.heard.Store(time.Now().UnixNano())
-	st.first <- m.GetHello()
-	select {
-	case <-st.served:
-	case <-ctx.Done():
-		return
-	}
-	for {
-		m, err := st.grpc.Recv()
-		if err != nil {
-			st.cancel(err)
-			return
-		}
+	if err == nil {
 		st.heard.Store(time.Now().UnixNano())
-		switch {
-		case m.GetHeartbeat() != nil:
-			st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.LastHeard = time.Now() })
-		case m.GetRenew() != nil:
-			select {
-			case st.renews <- m.GetRenew():
-			case <-ctx.Done():
-			}
-		case m.GetAck() != nil:
-			ack := m.GetAck()
-			st.server.known.acked(st.hello.Name, ack)
-			switch ack.GetKind() {
-			case agentpb.Ack_RECEIVED, agentpb.Ack_APPLIED, agentpb.Ack_PARTIAL, agentpb.Ack_REJECTED, agentpb.Ack_HELD:
-				select {
-				case st.acks <- ack:
-				case <-ctx.Done():
-				}
-			}
-		default:
-			st.end(agentpb.Bye_REFUSED, "neither an acknowledgement nor a heartbeat nor a request")
-			return
+		err = st.greet(ctx, m.GetHello())
+	}
+	if err == nil { // what changed before the stream was known to Recheck
+		err = st.lookAgain(ctx)
+	}
+	for err == nil {
+		if m, err = st.grpc.Recv(); err == nil {
+			st.heard.Store(time.Now().UnixNano())
+			err = st.take(m)
 		}
+	}
+	st.cancel(err)
+}
+
+// take takes one message of a greeted agent.
+func (st *stream) take(m *agentpb.AgentMessage) error {
+	switch m := m.GetMessage().(type) {
+	case *agentpb.AgentMessage_Heartbeat:
+		st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.LastHeard = time.Now() })
+		return nil
+	case *agentpb.AgentMessage_Renew:
+		return st.renew(m.Renew)
+	case *agentpb.AgentMessage_Statistics:
+		return st.counted(m.Statistics)
+	case *agentpb.AgentMessage_Ack:
+		st.server.known.acked(st.hello.Name, m.Ack)
+		switch m.Ack.GetKind() {
+		case agentpb.Ack_RECEIVED, agentpb.Ack_APPLIED, agentpb.Ack_PARTIAL, agentpb.Ack_REJECTED, agentpb.Ack_HELD:
+			return st.acked(m.Ack)
+		}
+		return nil
+	}
+	return &farewell{agentpb.Bye_REFUSED, "neither an acknowledgement nor a heartbeat nor a request"}
+}
+
+// acked takes the word on the update that is in flight, and sends the next.
+func (st *stream) acked(ack *agentpb.Ack) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.flight == nil || ack.GetRevision() != st.flight.revision {
+		return nil
+	}
+	if err := st.position.acked(ack); err != nil {
+		return err
+	}
+	st.flight, st.unread = nil, 0 // what was sent before it has arrived, too
+	st.step()
+	return nil
+}
+
+// step sends what the agent lacks, unless an update is in flight: what changes
+// while the agent is busy is coalesced, each service once, as it is at the end.
+// The caller holds mu.
+func (st *stream) step() {
+	if st.over || st.view == nil || st.flight != nil || st.reading {
+		return
+	}
+	if st.labels != nil && !maps.Equal(st.labels, st.view.labels) {
+		st.reselect()
+		return
+	}
+	e, read, err := st.position.next(st.view)
+	switch {
+	case err != nil:
+		st.cancel(err)
+	case read != nil:
+		st.later(read, func(e *encoding, err error) (*encoding, error) {
+			if err != nil {
+				return nil, err
+			}
+			return st.position.fitting(e)
+		})
+	case e != nil:
+		st.launch(e)
 	}
 }
 
-// follow sends updates, one in flight. What changes while the agent is busy is
-// coalesced: each service once, as it is at the end.
-func (st *stream) follow(ctx context.Context, cluster uint64, h *agentpb.Hello) error {
-	s := st.server
-	v := s.acquire(st.hello.Labels)
-	if v == nil {
-		return &farewell{agentpb.Bye_STOPPING, "the server stops"}
-	}
-	defer s.release(v)
-	tick := time.NewTicker(s.cfg.HeartbeatInterval)
-	defer tick.Stop()
-	p := position{cluster: cluster, claimed: h.GetDigest(), restores: -1}
-	if h.GetCluster() == cluster {
-		p.have = h.GetRevision()
-	}
-	p.resume, p.full = p.have > 0, p.have == 0
-	var flight *encoding // sent, and not acknowledged
-	for {
-		var changed <-chan struct{}
-		if flight == nil {
-			var err error
-			if flight, changed, err = p.next(v); err != nil {
-				return err
-			}
-			if flight != nil {
-				st.post(flight.chunks...)
-				s.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = flight.revision })
-			}
+// later reads an update, which may wait for the quorum or the disk, and sends
+// what judge makes of the answer. The caller holds mu, as judge's does.
+func (st *stream) later(read func() (*encoding, error), judge func(*encoding, error) (*encoding, error)) {
+	st.reading = true
+	st.server.streams.Go(func() {
+		e, err := read()
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		st.reading = false
+		e, err = judge(e, err)
+		switch {
+		case err != nil:
+			st.cancel(err)
+		case e != nil:
+			st.launch(e)
+		default:
+			st.step() // what came meanwhile
 		}
-		select {
-		case <-changed:
-		case ack := <-st.acks:
-			if flight == nil || ack.GetRevision() != flight.revision {
-				continue
-			}
-			if err := p.acked(ack); err != nil {
-				return err
-			}
-			flight = nil
-		case err := <-st.sent:
-			if err != nil {
-				return err
-			}
-			st.sending = false
-			if len(st.queue) == 0 {
-				st.answers = 0
-			}
-			st.flush()
-		case r := <-st.renews:
-			if st.answers++; st.answers > maxAnswers {
-				return &farewell{agentpb.Bye_SLOW, "the agent asks and does not read"}
-			}
-			st.renew(r)
-		case <-st.released:
-			st.release()
-		case <-tick.C:
-			if err := st.alive(); err != nil {
-				return err
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	})
+}
+
+// launch sends an update. The caller holds mu.
+func (st *stream) launch(e *encoding) {
+	st.flight = e
+	st.post(e.chunks...)
+	st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = e.revision })
+}
+
+// changed says that the view has changed, or failed.
+func (st *stream) changed() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.step()
 }
 
 // alive lets the agent hear this server. It ends the stream of an agent that
 // falls silent, does not read, or lost its right to be served, and of a server
 // that is not ready for longer than ReadyTimeout.
-func (st *stream) alive() error {
+func (st *stream) alive(beat *agentpb.ServerMessage) error {
 	s := st.server
 	if silent := time.Since(time.Unix(0, st.heard.Load())); silent > s.cfg.SilenceTimeout {
 		return &farewell{agentpb.Bye_SLOW, fmt.Sprintf("nothing heard for %v", silent.Round(time.Millisecond))}
@@ -347,9 +409,11 @@ func (st *stream) alive() error {
 	if err := s.unready(); err != nil {
 		return &farewell{agentpb.Bye_NOT_READY, err.Error()}
 	}
-	if !st.sending {
-		st.post(s.heartbeat())
-	} else if time.Since(time.Unix(0, st.progress.Load())) > s.cfg.SendTimeout {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.sender == nil {
+		st.post(beat)
+	} else if time.Since(st.progress) > s.cfg.SendTimeout {
 		return &farewell{agentpb.Bye_SLOW, "the agent does not read"}
 	}
 	return nil
@@ -364,38 +428,45 @@ type position struct {
 	resume   bool
 	claimed  uint64
 	restores int // of the moment before; -1: none
+	profiles bool
 }
 
-// next is what the agent lacks, or nil and what tells of the next change.
-func (p *position) next(v *view) (*encoding, <-chan struct{}, error) {
-	now, changed, err := v.state()
+// next is what the agent lacks, or nil; where that must be read from the store,
+// read does it, and its result is for fitting to judge.
+func (p *position) next(v *view) (e *encoding, read func() (*encoding, error), err error) {
+	now, err := v.state()
 	if err != nil || now == nil {
-		return nil, changed, err
+		return nil, nil, err
 	}
 	// What the agent holds may be of a state that is no more.
 	p.full = p.full || p.restores >= 0 && now.restores != p.restores
 	p.restores = now.restores
-	if p.resume && !p.full && p.have == now.revision && p.claimed != now.digest {
+	if p.resume && !p.full && p.have == now.revision && p.claimed != now.sum(p.profiles) {
 		p.full = true
 	}
-	var e *encoding
-	switch {
-	case p.full, p.resume && !now.covers(p.have):
-		e, err = v.read(now, p.cluster, p.have, p.full)
-	case p.have < now.revision:
-		e, err = now.delta(p.cluster, p.have)
+	if p.full || p.resume && !now.covers(p.have) {
+		cluster, since, full, profiles := p.cluster, p.have, p.full, p.profiles
+		return nil, func() (*encoding, error) { return v.read(now, cluster, since, full, profiles) }, nil
 	}
-	if err != nil {
-		return nil, nil, err
+	if p.have < now.revision {
+		e, err = now.delta(p.cluster, p.have, p.profiles)
 	}
+	if err == nil {
+		e, err = p.fitting(e)
+	}
+	return e, nil, err
+}
+
+// fitting is what of e the agent lacks, which is nil where it holds it all.
+func (p *position) fitting(e *encoding) (*encoding, error) {
 	if e != nil && e.revision < p.have {
-		return nil, nil, &farewell{agentpb.Bye_BEHIND, fmt.Sprintf("this server is at revision %d, the agent has seen %d", e.revision, p.have)}
+		return nil, &farewell{agentpb.Bye_BEHIND, fmt.Sprintf("this server is at revision %d, the agent has seen %d", e.revision, p.have)}
 	}
 	if e != nil && e.empty && p.resume && p.claimed == e.digest {
-		e = nil // the agent holds it all
+		e = nil
 	}
 	p.resume = false
-	return e, changed, nil
+	return e, nil
 }
 
 // acked takes the agent's word on the update in flight.
@@ -415,7 +486,7 @@ func (p *position) acked(ack *agentpb.Ack) error {
 // List answers once with the whole view.
 func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.ListResponse, error) {
 	s := sv.server
-	if err := checkHello(&agentpb.Hello{Name: r.GetName(), Labels: r.GetLabels()}); err != nil {
+	if err := checkHello(&agentpb.Hello{Name: r.GetName(), Labels: r.GetLabels(), Features: r.GetFeatures()}); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := s.ready(ctx); err != nil {
@@ -425,12 +496,9 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 	if _, err := s.admit(ctx, &hello); err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
-	labels, err := s.cfg.LabelsFor(ctx, hello)
+	labels, err := s.selecting(ctx, hello)
 	if err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
-	}
-	if labels == nil {
-		labels = map[string]string{}
 	}
 	select { // each reads the whole state
 	case s.lists <- struct{}{}:
@@ -447,8 +515,12 @@ func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.L
 		answer.Digest += pairDigest(v.Name, v.Version)
 		answer.Services = append(answer.Services, lbstate.Desired(v).Proto())
 	}
+	if p := u.Profile; p != nil && hasProfiles(r.GetFeatures()) {
+		answer.Profile = p.Desired().Proto()
+		answer.Digest += profileDigest(p.Name, p.Revision)
+	}
 	if r.GetCluster() == answer.Cluster && r.GetDigest() == answer.Digest && r.GetRevision() > 0 {
-		answer.Unchanged, answer.Services = true, nil
+		answer.Unchanged, answer.Services, answer.Profile = true, nil, nil
 	}
 	return answer, nil
 }

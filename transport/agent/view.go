@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -31,7 +33,7 @@ type view struct {
 	idle  *time.Timer // gives the view up; nil while it has users
 
 	mu      sync.Mutex // guards the fields below
-	changed chan struct{}
+	streams map[*stream]struct{}
 	now     *moment // nil until the first read
 	err     error   // why reading has ended
 
@@ -42,7 +44,9 @@ type view struct {
 // moment is a view at one revision. It does not change, but for its encodings.
 type moment struct {
 	revision uint64
-	digest   uint64
+	digest   uint64 // of the services; see sum
+	profile  *lbstate.DirectorProfile
+	moved    uint64 // when this view last saw another profile
 	base     uint64 // steps hold what changed after it
 	steps    []step // oldest first
 	restores int    // how often the whole state was put in the place of another
@@ -73,6 +77,7 @@ const (
 type encodingKey struct {
 	cluster, since uint64
 	full           bool // the whole state, not what changed since
+	profiles       bool // for agents that know profiles
 }
 
 // encoding is an update as it is sent, to all who need the same.
@@ -100,9 +105,9 @@ func labelsKey(labels map[string]string) string {
 	return b.String()
 }
 
-// acquire returns the view of labels, for as long as until release. It is nil
-// once the server is closed.
-func (s *Server) acquire(labels map[string]string) *view {
+// acquire returns the view of labels, which tells st what changes, until release.
+// It is nil once the server is closed.
+func (s *Server) acquire(labels map[string]string, st *stream) *view {
 	key := labelsKey(labels)
 	s.views.mu.Lock()
 	defer s.views.mu.Unlock()
@@ -111,11 +116,14 @@ func (s *Server) acquire(labels map[string]string) *view {
 	}
 	v := s.views.open[key]
 	if v == nil {
-		v = &view{server: s, key: key, labels: labels, changed: make(chan struct{})}
+		v = &view{server: s, key: key, labels: labels, streams: map[*stream]struct{}{}}
 		v.ctx, v.cancel = context.WithCancel(context.Background())
 		s.views.open[key] = v
 		s.streams.Go(v.run)
 	}
+	v.mu.Lock()
+	v.streams[st] = struct{}{}
+	v.mu.Unlock()
 	v.users++
 	if v.idle != nil {
 		v.idle.Stop()
@@ -124,7 +132,10 @@ func (s *Server) acquire(labels map[string]string) *view {
 	return v
 }
 
-func (s *Server) release(v *view) {
+func (s *Server) release(v *view, st *stream) {
+	v.mu.Lock()
+	delete(v.streams, st)
+	v.mu.Unlock()
 	s.views.mu.Lock()
 	defer s.views.mu.Unlock()
 	if v.users--; v.users > 0 || s.views.shut {
@@ -160,10 +171,37 @@ func (v *view) run() {
 		u, err := w.Next(v.ctx)
 		if err != nil {
 			v.fail(err)
+			v.tell()
 			return
 		}
 		v.take(u)
+		v.tell()
 	}
+}
+
+// tell tells the streams that the view has changed, which none of them makes
+// wait.
+func (v *view) tell() {
+	v.mu.Lock()
+	streams := slices.Collect(maps.Keys(v.streams))
+	v.mu.Unlock()
+	const each = 64
+	var next atomic.Int64
+	var working sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), (len(streams)+each-1)/each) {
+		working.Go(func() {
+			for {
+				end := int(next.Add(each))
+				for _, st := range streams[min(end-each, len(streams)):min(end, len(streams))] {
+					st.changed()
+				}
+				if end >= len(streams) {
+					return
+				}
+			}
+		})
+	}
+	working.Wait()
 }
 
 func (v *view) fail(err error) {
@@ -175,7 +213,6 @@ func (v *view) fail(err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.err = err
-	close(v.changed)
 }
 
 // take makes the next moment of u.
@@ -183,7 +220,7 @@ func (v *view) take(u lbstate.Update) {
 	v.mu.Lock()
 	now := v.now
 	v.mu.Unlock()
-	next := &moment{revision: u.Revision}
+	next := &moment{revision: u.Revision, profile: u.Profile, moved: u.Revision}
 	if u.Full || now == nil {
 		v.versions = make(map[string]uint64, len(u.Services))
 		next.base = u.Revision
@@ -192,6 +229,9 @@ func (v *view) take(u lbstate.Update) {
 		}
 	} else {
 		next.digest, next.base, next.steps, next.restores = now.digest, now.base, now.steps, now.restores
+		if !u.ProfileChanged {
+			next.moved = now.moved
+		}
 	}
 	for _, name := range u.Removed {
 		if old, ok := v.versions[name]; ok {
@@ -212,8 +252,6 @@ func (v *view) take(u lbstate.Update) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.now = next
-	close(v.changed)
-	v.changed = make(chan struct{})
 }
 
 // keep adds a step, and forgets those that are too many.
@@ -230,12 +268,11 @@ func (m *moment) keep(s step) {
 	m.steps = steps
 }
 
-// state returns the present moment and what tells of the next. The moment is
-// nil before the first.
-func (v *view) state() (*moment, <-chan struct{}, error) {
+// state returns the present moment, which is nil before the first.
+func (v *view) state() (*moment, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.now, v.changed, v.err
+	return v.now, v.err
 }
 
 // since returns what changed after a revision that the steps cover: each service
@@ -266,20 +303,34 @@ func (m *moment) since(revision uint64) (services []lbstate.ServiceStatus, remov
 
 func (m *moment) covers(revision uint64) bool { return revision >= m.base && revision <= m.revision }
 
-// delta is what leads from a revision that m covers to m.
-func (m *moment) delta(cluster, since uint64) (*encoding, error) {
-	return m.encoding(encodingKey{cluster, since, false}, 0, func(e *encoding) error {
+// sum is the digest of the view, as an agent has it that does, or does not, know
+// profiles.
+func (m *moment) sum(profiles bool) uint64 {
+	if !profiles || m.profile == nil {
+		return m.digest
+	}
+	return m.digest + profileDigest(m.profile.Name, m.profile.Revision)
+}
+
+// delta is what leads from a revision that m covers to m, for an agent that does,
+// or does not, know profiles.
+func (m *moment) delta(cluster, since uint64, profiles bool) (*encoding, error) {
+	return m.encoding(encodingKey{cluster, since, false, profiles}, 0, func(e *encoding) error {
 		services, removed := m.since(since)
-		e.revision, e.digest = m.revision, m.digest
-		return e.encode(&agentpb.Update{Cluster: cluster, Since: since, Removed: removed}, services)
+		e.revision, e.digest = m.revision, m.sum(profiles)
+		u := &agentpb.Update{Cluster: cluster, Since: since, Removed: removed}
+		if profiles && m.moved > since {
+			say(u, m.profile)
+		}
+		return e.encode(u, services)
 	})
 }
 
 // read takes from the store what leads an agent from a revision to the present
 // state: what changed since, where that is known and full is not asked for, else
 // the whole.
-func (v *view) read(m *moment, cluster, since uint64, full bool) (*encoding, error) {
-	return m.encoding(encodingKey{cluster, since, full || since == 0}, keepRead, func(e *encoding) error {
+func (v *view) read(m *moment, cluster, since uint64, full, profiles bool) (*encoding, error) {
+	return m.encoding(encodingKey{cluster, since, full || since == 0, profiles}, keepRead, func(e *encoding) error {
 		u, err := v.server.cfg.Store.Watch(lbstate.WatchOptions{From: since, Full: true, Labels: v.labels}).Next(v.ctx)
 		if err != nil {
 			return err
@@ -294,7 +345,14 @@ func (v *view) read(m *moment, cluster, since uint64, full bool) (*encoding, err
 			services = slices.DeleteFunc(slices.Clone(services), func(s lbstate.ServiceStatus) bool { return s.Version <= since })
 			e.empty = len(services)+len(u.Removed) == 0 && u.Revision == since
 		}
-		return e.encode(&agentpb.Update{Cluster: cluster, Full: whole, Since: since, Removed: u.Removed}, services)
+		p := &agentpb.Update{Cluster: cluster, Full: whole, Since: since, Removed: u.Removed}
+		if profiles {
+			if u.Profile != nil {
+				e.digest += profileDigest(u.Profile.Name, u.Profile.Revision)
+			}
+			say(p, u.Profile)
+		}
+		return e.encode(p, services)
 	})
 }
 

@@ -28,6 +28,13 @@ func (c *countingStore) Watch(o lbstate.WatchOptions) *lbstate.Watcher {
 	return c.Store.Watch(o)
 }
 
+// viewOf is the view that is open for these labels.
+func viewOf(s *Server, labels map[string]string) *view {
+	s.views.mu.Lock()
+	defer s.views.mu.Unlock()
+	return s.views.open[labelsKey(labels)]
+}
+
 // followers are agents with their own names and the same labels.
 func followers(t *testing.T, n int, addr string, labels map[string]string) []*recorder {
 	t.Helper()
@@ -77,9 +84,9 @@ func TestViewIsShared(t *testing.T) {
 		t.Errorf("%d views of one set of labels", n)
 	}
 	for _, v := range s.views.open {
-		m, _, _ := v.state()
-		a, err := m.delta(7, rev-1)
-		b, again := m.delta(7, rev-1)
+		m, _ := v.state()
+		a, err := m.delta(7, rev-1, true)
+		b, again := m.delta(7, rev-1, true)
 		if err != nil || again != nil || a != b || len(a.chunks) != 1 {
 			t.Errorf("a change is encoded again for each agent: %v, %v", err, again)
 		}
@@ -101,16 +108,15 @@ func TestChangeCostsTheSameAmongManyServices(t *testing.T) {
 		before := rs[0].last().Revision
 		rev := put(t, store, "service-000", 7, nil)
 		until(t, "the change", func() bool { return rs[0].last().Revision == rev })
-		v := s.acquire(map[string]string{})
-		m, _, _ := v.state()
-		e, err := m.delta(7, before)
+		v := viewOf(s, map[string]string{})
+		m, _ := v.state()
+		e, err := m.delta(7, before, true)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range e.chunks {
 			size[n] += proto.Size(c)
 		}
-		s.release(v)
 	}
 	// Revisions grow, and their encoding by a byte or two.
 	if size[300] > size[1]+8 || size[1] > 512 {
@@ -124,7 +130,7 @@ func TestDeltasOfAView(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	for range 50 {
-		v := &view{changed: make(chan struct{})}
+		v := &view{}
 		type known struct {
 			revision uint64
 			state    *state
@@ -132,8 +138,10 @@ func TestDeltasOfAView(t *testing.T) {
 		present := map[string]uint64{}
 		var past []known
 		var at uint64
+		var profile *lbstate.DirectorProfile
 		remember := func() {
 			u := &agentpb.Update{Cluster: 7, Revision: at, Full: true}
+			say(u, profile)
 			for name, version := range present {
 				u.Services = append(u.Services, desired(name, version))
 			}
@@ -159,13 +167,20 @@ func TestDeltasOfAView(t *testing.T) {
 				present[name] = at
 				u.Services = append(u.Services, serviceAt(name, at))
 			}
+			if rnd.IntN(4) == 0 {
+				u.ProfileChanged, profile = true, nil
+				if rnd.IntN(3) > 0 {
+					profile = &lbstate.DirectorProfile{Name: fmt.Sprintf("p%d", rnd.IntN(3)), Revision: at}
+				}
+			}
+			u.Profile = profile
 			v.take(u)
 			remember()
 		}
-		m, _, _ := v.state()
+		m, _ := v.state()
 		last := past[len(past)-1].state
-		if m.digest != last.digest {
-			t.Fatalf("the view's digest is not that of its services")
+		if m.sum(true) != last.sum(true) || m.sum(false) != last.sum(false) {
+			t.Fatalf("the view's digest is not that of its services and its profile")
 		}
 		covered := 0
 		for _, k := range past {
@@ -173,7 +188,7 @@ func TestDeltasOfAView(t *testing.T) {
 				continue
 			}
 			covered++
-			e, err := m.delta(7, k.revision)
+			e, err := m.delta(7, k.revision, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -185,7 +200,7 @@ func TestDeltasOfAView(t *testing.T) {
 				}
 			}
 			got := k.state.apply(u)
-			if u.GetSince() != k.revision || got.revision != at || got.digest != last.digest || got.digest != u.GetDigest() || len(got.entries) != len(last.entries) {
+			if u.GetSince() != k.revision || got.revision != at || got.sum(true) != last.sum(true) || got.sum(true) != u.GetDigest() || len(got.entries) != len(last.entries) {
 				t.Fatalf("from revision %d: %d services at %d, want %d at %d", k.revision, len(got.entries), got.revision, len(last.entries), at)
 			}
 		}
@@ -203,7 +218,7 @@ func serviceAt(name string, version uint64) lbstate.ServiceStatus {
 
 // What came after the base that is kept is bounded.
 func TestViewForgets(t *testing.T) {
-	v := &view{changed: make(chan struct{})}
+	v := &view{}
 	v.take(lbstate.Update{Full: true, Revision: 1})
 	for i := uint64(2); i < 10; i++ {
 		u := lbstate.Update{Revision: i, Since: i - 1}
@@ -212,7 +227,7 @@ func TestViewForgets(t *testing.T) {
 		}
 		v.take(u)
 	}
-	m, _, _ := v.state()
+	m, _ := v.state()
 	if len(m.steps) != 3 || m.base != 6 || m.covers(5) || !m.covers(6) || !m.covers(9) || m.covers(10) {
 		t.Errorf("%d steps after revision %d", len(m.steps), m.base)
 	}
@@ -222,6 +237,7 @@ func FuzzUpdate(f *testing.F) {
 	for _, u := range []*agentpb.Update{
 		stateOf(7, 5, names5()),
 		{Cluster: 7, Revision: 6, Since: 5, Removed: []string{"s1"}, Services: []*lbstatepb.DesiredService{desired("s2", 6)}},
+		{Cluster: 7, Revision: 6, Since: 5, Profile: &lbstatepb.DesiredProfile{Name: "edge", Revision: 6, Snat: "all"}},
 	} {
 		data, err := proto.Marshal(u)
 		if err != nil {
@@ -246,7 +262,7 @@ func FuzzUpdate(f *testing.F) {
 		next.view()
 		Guard{}.withDefaults().judge(have, next, map[string]struct{}{})
 		again := stateFromBase(next.base(1))
-		if again.digest != next.digest || len(again.entries) != len(next.entries) {
+		if again.sum(true) != next.sum(true) || again.sum(false) != next.sum(false) || len(again.entries) != len(next.entries) {
 			t.Fatalf("the journal keeps %d services of %d", len(again.entries), len(next.entries))
 		}
 	})

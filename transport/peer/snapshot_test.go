@@ -224,6 +224,47 @@ func TestSnapshotIsThrottled(t *testing.T) {
 	}
 }
 
+// The bound is one for all receivers, and none of them waits for another's end.
+func TestSnapshotsShareTheBound(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.SnapshotRate = 1 << 20
+	a := newNode(t, 1, cfg)
+	const size = 256 << 10
+	began := time.Now()
+	both := make(chan uint64, 2)    // who has begun to install
+	together := make(chan struct{}) // closed when both have
+	outcome := make(chan error, 2)
+	for _, id := range []uint64{2, 3} {
+		n := newNode(t, id, testConfig(t))
+		n.onInstall = func(_ *raftpb.Message, body io.Reader) error {
+			both <- id
+			<-together
+			_, err := io.Copy(io.Discard, body)
+			return err
+		}
+		a.knows(n)
+		n.run()
+	}
+	a.run()
+	for _, id := range []uint64{2, 3} {
+		m := snapshotMessage(1)
+		m.To = proto.Uint64(id)
+		a.SendSnapshot(m, size, &source{Reader: bytes.NewReader(make([]byte, size))}, func(err error) { outcome <- err })
+	}
+	if one, other := <-both, <-both; one == other {
+		t.Errorf("member %d installs twice", one)
+	}
+	close(together)
+	for range 2 {
+		if err := <-outcome; err != nil {
+			t.Error(err)
+		}
+	}
+	if took := time.Since(began); took < 350*time.Millisecond {
+		t.Errorf("two times 256 KiB at 1 MiB/s took %v", took)
+	}
+}
+
 // A chunk that is damaged on the way is never handed over as good.
 func TestSnapshotDamagedOnTheWay(t *testing.T) {
 	b := newNode(t, 2, testConfig(t))
@@ -282,11 +323,12 @@ func TestSnapshotDamagedOnTheWay(t *testing.T) {
 // However long an installation takes, the sender waits while the receiver lives.
 func TestSlowInstallation(t *testing.T) {
 	cfg := testConfig(t)
-	cfg.PingInterval, cfg.IdleTimeout = 10*time.Millisecond, 400*time.Millisecond
+	// A machine that is busy may keep the pulse from its turn for a second.
+	cfg.PingInterval, cfg.IdleTimeout = 10*time.Millisecond, 2*time.Second
 	a, b := newNode(t, 1, cfg), newNode(t, 2, cfg)
 	b.onInstall = func(_ *raftpb.Message, body io.Reader) error {
 		_, err := io.Copy(io.Discard, body)
-		time.Sleep(time.Second)
+		<-time.After(cfg.IdleTimeout + cfg.IdleTimeout/2)
 		return err
 	}
 	a.knows(b)

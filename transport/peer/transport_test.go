@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -163,7 +165,6 @@ func TestHandshakeIsRefused(t *testing.T) {
 		name   string
 		reason Refusal
 		setup  func(a, b *node) // b is the one that is called
-		here   bool             // a itself refuses
 	}{
 		{name: "wrong cluster", reason: WrongCluster, setup: func(a, b *node) {
 			b.runAs(0xdead, 2, incarnationOf(2))
@@ -208,10 +209,22 @@ func TestHandshakeIsRefused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			a, b := newNode(t, 1, testConfig(t)), newNode(t, 2, testConfig(t))
+			core, logs := observer.New(zap.DebugLevel)
+			cfg := testConfig(t)
+			cfg.Logger = zap.New(core)
+			a, b := newNode(t, 1, testConfig(t)), newNode(t, 2, cfg)
 			tt.setup(a, b)
 			reported(a, "refusal", func(e *RefusedError) bool {
 				return e.Reason == tt.reason && !e.Here && e.Detail != "" && e.Removed() == (tt.reason == RemovedMember)
+			})
+			eventually(t, "the one that refuses says so, too", func() bool {
+				return slices.ContainsFunc(logs.FilterMessage("connection refused").All(), func(e observer.LoggedEntry) bool {
+					return slices.ContainsFunc(e.Context, func(f zap.Field) bool {
+						err, _ := f.Interface.(error)
+						var refused *RefusedError
+						return errors.As(err, &refused) && refused.Here && refused.Reason == tt.reason
+					})
+				})
 			})
 			if got, _ := b.seen(); len(got) != 0 {
 				t.Errorf("%d messages arrived", len(got))

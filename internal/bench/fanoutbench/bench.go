@@ -4,22 +4,31 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/ipvskit/ipvskit/internal/bench/figures"
 )
 
 // Run measures both kinds and prints a table and ratios.
 func Run(ctx context.Context, o figures.Options) error {
-	sizes, rounds := []int{1000, 10000}, 3
+	sizes := []int{1000, 10000}
 	if o.Quick {
-		sizes, rounds = []int{1000}, 1
+		sizes = sizes[:1]
+	}
+	// Each agent is a connection, and some files for all else.
+	if err := allowFiles(sizes[len(sizes)-1] + 1000); err != nil {
+		return err
 	}
 	fmt.Printf("three servers in one process, %d services of %d backends, a change is one weight of one backend;\n"+
 		"agents in another process, each with a TLS connection to one server, which the storm kills\n", services, backends)
 	for _, n := range sizes {
+		rounds := 3
+		if o.Quick || n > 1000 {
+			rounds = 1
+		}
 		results := map[string][]result{}
 		for range rounds {
-			for _, kind := range []string{oursKind, etcdKind} {
+			for _, kind := range kindsNow() {
 				r, err := once(ctx, kind, n, o)
 				if err != nil {
 					return fmt.Errorf("%s with %d agents: %w", kind, n, err)
@@ -28,6 +37,22 @@ func Run(ctx context.Context, o figures.Options) error {
 			}
 		}
 		print(n, results)
+	}
+	return nil
+}
+
+// allowFiles raises the limit of open files for this process and its children.
+func allowFiles(want int) error {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return err
+	}
+	if l.Cur >= uint64(want) {
+		return nil
+	}
+	l.Cur, l.Max = uint64(want), max(l.Max, uint64(want)) // root may raise both
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return fmt.Errorf("%d open files are needed: raise the limit, as by ulimit -Hn %d: %w", want, want, err)
 	}
 	return nil
 }
@@ -84,4 +109,11 @@ func print(n int, results map[string][]result) {
 	poll := median(oursKind, func(r result) float64 { return float64(r.List) })
 	defer figures.Less(os.Stdout, fmt.Sprintf("fanout/wire/%d/polled-list", n), median(oursKind, func(r result) float64 { return r.Wire }), poll)
 	fmt.Println()
+}
+
+func kindsNow() []string {
+	if os.Getenv("FANOUT_OURS") != "" {
+		return []string{oursKind}
+	}
+	return []string{oursKind, etcdKind}
 }

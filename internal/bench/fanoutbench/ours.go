@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ipvskit/ipvskit/lbstate"
@@ -175,16 +176,49 @@ func (a *ourAgent) follow(ctx context.Context, conn *grpc.ClientConn, had func(u
 		if !m.GetChunk().GetLast() {
 			continue
 		}
-		var u agentpb.Update
-		if err := proto.Unmarshal(parts, &u); err != nil {
+		if err := a.take(parts); err != nil {
 			return err
 		}
 		parts = nil
-		a.cluster, a.revision, a.digest = u.GetCluster(), u.GetRevision(), u.GetDigest()
 		acks <- a.revision
 		had(a.revision)
 	}
 }
+
+// take reads what leads an update, and leaves its services as they are, as an
+// agent of etcd's does with its values: what decoding them costs is the agents'
+// hosts' own matter, and here all agents share a machine with the servers.
+func (a *ourAgent) take(update []byte) error {
+	for len(update) > 0 {
+		num, typ, n := protowire.ConsumeTag(update)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		update = update[n:]
+		switch num {
+		case clusterField:
+			a.cluster, n = protowire.ConsumeVarint(update)
+		case revisionField:
+			a.revision, n = protowire.ConsumeVarint(update)
+		case digestField:
+			a.digest, n = protowire.ConsumeFixed64(update)
+		default:
+			n = protowire.ConsumeFieldValue(num, typ, update)
+		}
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		update = update[n:]
+	}
+	return nil
+}
+
+var (
+	updateFields  = (&agentpb.Update{}).ProtoReflect().Descriptor().Fields()
+	clusterField  = updateFields.ByName("cluster").Number()
+	revisionField = updateFields.ByName("revision").Number()
+	digestField   = updateFields.ByName("digest").Number()
+)
 
 // send is the only sender: acknowledgements of what came, and heartbeats.
 func (a *ourAgent) send(ctx context.Context, stream grpc.BidiStreamingClient[agentpb.AgentMessage, agentpb.ServerMessage], acks chan uint64) {

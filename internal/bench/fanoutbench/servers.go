@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"syscall"
 	"time"
 
@@ -170,6 +171,7 @@ func (j job) measure(ctx context.Context) (r result, err error) {
 		r.Connect = time.Since(began).Seconds()
 		time.Sleep(4 * time.Second) // what was kept for the arrival of all is let go
 		_, held[i] = figures.Settled()
+		profile()
 	}
 	r.PerAgent = float64(int64(held[1])-int64(held[0])) / float64(j.Agents-j.Agents/10)
 
@@ -248,4 +250,20 @@ func cpuTime() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func profile() {
+	to := os.Getenv("FANOUT_PROFILE") + fmt.Sprint(time.Now().Unix())
+	if os.Getenv("FANOUT_PROFILE") == "" {
+		return
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	fmt.Fprintf(os.Stderr, "heap inuse %d idle %d released %d alloc %d stack %d sys %d buckhash %d gcsys %d other %d mspan %d goroutines %d\n", m.HeapInuse>>10, m.HeapIdle>>10, m.HeapReleased>>10, m.HeapAlloc>>10, m.StackInuse>>10, m.Sys>>10, m.BuckHashSys>>10, m.GCSys>>10, m.OtherSys>>10, m.MSpanInuse>>10, runtime.NumGoroutine())
+	f, _ := os.Create(to + ".heap")
+	_ = pprof.Lookup("heap").WriteTo(f, 0)
+	f.Close()
+	f, _ = os.Create(to + ".goroutines")
+	_ = pprof.Lookup("goroutine").WriteTo(f, 1)
+	f.Close()
 }

@@ -146,7 +146,7 @@ func (x Bye_Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Bye_Code.Descriptor instead.
 func (Bye_Code) EnumDescriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{13, 0}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{18, 0}
 }
 
 type AgentMessage struct {
@@ -157,6 +157,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Ack
 	//	*AgentMessage_Heartbeat
 	//	*AgentMessage_Renew
+	//	*AgentMessage_Statistics
 	Message       isAgentMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -235,6 +236,15 @@ func (x *AgentMessage) GetRenew() *Renew {
 	return nil
 }
 
+func (x *AgentMessage) GetStatistics() *StatisticsPart {
+	if x != nil {
+		if x, ok := x.Message.(*AgentMessage_Statistics); ok {
+			return x.Statistics
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Message interface {
 	isAgentMessage_Message()
 }
@@ -255,6 +265,10 @@ type AgentMessage_Renew struct {
 	Renew *Renew `protobuf:"bytes,4,opt,name=renew,proto3,oneof"` // answered with a credential
 }
 
+type AgentMessage_Statistics struct {
+	Statistics *StatisticsPart `protobuf:"bytes,15,opt,name=statistics,proto3,oneof"` // of the answer to a StatisticsRequest
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Message() {}
 
 func (*AgentMessage_Ack) isAgentMessage_Message() {}
@@ -262,6 +276,8 @@ func (*AgentMessage_Ack) isAgentMessage_Message() {}
 func (*AgentMessage_Heartbeat) isAgentMessage_Message() {}
 
 func (*AgentMessage_Renew) isAgentMessage_Message() {}
+
+func (*AgentMessage_Statistics) isAgentMessage_Message() {}
 
 type ServerMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -273,6 +289,7 @@ type ServerMessage struct {
 	//	*ServerMessage_Release
 	//	*ServerMessage_Bye
 	//	*ServerMessage_Credential
+	//	*ServerMessage_Statistics
 	Message       isServerMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -369,6 +386,15 @@ func (x *ServerMessage) GetCredential() *Credential {
 	return nil
 }
 
+func (x *ServerMessage) GetStatistics() *StatisticsRequest {
+	if x != nil {
+		if x, ok := x.Message.(*ServerMessage_Statistics); ok {
+			return x.Statistics
+		}
+	}
+	return nil
+}
+
 type isServerMessage_Message interface {
 	isServerMessage_Message()
 }
@@ -397,6 +423,11 @@ type ServerMessage_Credential struct {
 	Credential *Credential `protobuf:"bytes,6,opt,name=credential,proto3,oneof"`
 }
 
+type ServerMessage_Statistics struct {
+	// To agents with the feature "statistics", one at a time.
+	Statistics *StatisticsRequest `protobuf:"bytes,15,opt,name=statistics,proto3,oneof"`
+}
+
 func (*ServerMessage_Welcome) isServerMessage_Message() {}
 
 func (*ServerMessage_Chunk) isServerMessage_Message() {}
@@ -409,6 +440,8 @@ func (*ServerMessage_Bye) isServerMessage_Message() {}
 
 func (*ServerMessage_Credential) isServerMessage_Message() {}
 
+func (*ServerMessage_Statistics) isServerMessage_Message() {}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -417,7 +450,7 @@ type Hello struct {
 	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Cluster       uint64                 `protobuf:"varint,5,opt,name=cluster,proto3" json:"cluster,omitempty"`   // whose state the agent holds; 0: none
 	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"` // of that state; 0: send the full state
-	Digest        uint64                 `protobuf:"fixed64,7,opt,name=digest,proto3" json:"digest,omitempty"`    // over the names and versions of its services
+	Digest        uint64                 `protobuf:"fixed64,7,opt,name=digest,proto3" json:"digest,omitempty"`    // over the names and versions of its services and its profile
 	Applied       *Applied               `protobuf:"bytes,8,opt,name=applied,proto3" json:"applied,omitempty"`    // the last account of what the kernel has
 	Held          string                 `protobuf:"bytes,9,opt,name=held,proto3" json:"held,omitempty"`          // why a state is held back, if one is
 	unknownFields protoimpl.UnknownFields
@@ -680,14 +713,18 @@ func (x *Chunk) GetLast() bool {
 }
 
 type Update struct {
-	state         protoimpl.MessageState      `protogen:"open.v1"`
-	Cluster       uint64                      `protobuf:"varint,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Revision      uint64                      `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	Full          bool                        `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`
-	Since         uint64                      `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`    // the agent's revision that this starts from
-	Digest        uint64                      `protobuf:"fixed64,5,opt,name=digest,proto3" json:"digest,omitempty"` // over the view after this update
-	Removed       []string                    `protobuf:"bytes,6,rep,name=removed,proto3" json:"removed,omitempty"` // also in a full update: gone since the agent's revision
-	Services      []*lbstatepb.DesiredService `protobuf:"bytes,7,rep,name=services,proto3" json:"services,omitempty"`
+	state    protoimpl.MessageState      `protogen:"open.v1"`
+	Cluster  uint64                      `protobuf:"varint,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Revision uint64                      `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Full     bool                        `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`
+	Since    uint64                      `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`    // the agent's revision that this starts from
+	Digest   uint64                      `protobuf:"fixed64,5,opt,name=digest,proto3" json:"digest,omitempty"` // over the view after this update
+	Removed  []string                    `protobuf:"bytes,6,rep,name=removed,proto3" json:"removed,omitempty"` // also in a full update: gone since the agent's revision
+	Services []*lbstatepb.DesiredService `protobuf:"bytes,7,rep,name=services,proto3" json:"services,omitempty"`
+	// Between those that both have the feature "profiles": the agent's profile, in
+	// a full update where there is one, in a delta where it changed.
+	Profile       *lbstatepb.DesiredProfile `protobuf:"bytes,8,opt,name=profile,proto3" json:"profile,omitempty"`
+	NoProfile     bool                      `protobuf:"varint,9,opt,name=no_profile,json=noProfile,proto3" json:"no_profile,omitempty"` // in a delta: none selects the agent any more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -769,6 +806,20 @@ func (x *Update) GetServices() []*lbstatepb.DesiredService {
 		return x.Services
 	}
 	return nil
+}
+
+func (x *Update) GetProfile() *lbstatepb.DesiredProfile {
+	if x != nil {
+		return x.Profile
+	}
+	return nil
+}
+
+func (x *Update) GetNoProfile() bool {
+	if x != nil {
+		return x.NoProfile
+	}
+	return false
 }
 
 type Ack struct {
@@ -857,6 +908,7 @@ type Applied struct {
 	Draining      uint32                 `protobuf:"varint,6,opt,name=draining,proto3" json:"draining,omitempty"`
 	Failures      []*Failure             `protobuf:"bytes,7,rep,name=failures,proto3" json:"failures,omitempty"`
 	Collisions    []string               `protobuf:"bytes,8,rep,name=collisions,proto3" json:"collisions,omitempty"`
+	Profile       *AppliedProfile        `protobuf:"bytes,9,opt,name=profile,proto3" json:"profile,omitempty"` // in force
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -947,6 +999,134 @@ func (x *Applied) GetCollisions() []string {
 	return nil
 }
 
+func (x *Applied) GetProfile() *AppliedProfile {
+	if x != nil {
+		return x.Profile
+	}
+	return nil
+}
+
+type AppliedProfile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Overridden    []*Overridden          `protobuf:"bytes,3,rep,name=overridden,proto3" json:"overridden,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppliedProfile) Reset() {
+	*x = AppliedProfile{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppliedProfile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppliedProfile) ProtoMessage() {}
+
+func (x *AppliedProfile) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppliedProfile.ProtoReflect.Descriptor instead.
+func (*AppliedProfile) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AppliedProfile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AppliedProfile) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *AppliedProfile) GetOverridden() []*Overridden {
+	if x != nil {
+		return x.Overridden
+	}
+	return nil
+}
+
+// Overridden is a field of a profile of which the host has its own value.
+type Overridden struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Field         string                 `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	Profile       string                 `protobuf:"bytes,2,opt,name=profile,proto3" json:"profile,omitempty"`
+	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Overridden) Reset() {
+	*x = Overridden{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Overridden) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Overridden) ProtoMessage() {}
+
+func (x *Overridden) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Overridden.ProtoReflect.Descriptor instead.
+func (*Overridden) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Overridden) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *Overridden) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *Overridden) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
 type Failure struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Object        string                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
@@ -958,7 +1138,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[8]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1150,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[8]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1163,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{8}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Failure) GetObject() string {
@@ -1018,7 +1198,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[9]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1210,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[9]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1223,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{9}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Heartbeat) GetTrust() uint64 {
@@ -1063,7 +1243,7 @@ type Renew struct {
 
 func (x *Renew) Reset() {
 	*x = Renew{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[10]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1255,7 @@ func (x *Renew) String() string {
 func (*Renew) ProtoMessage() {}
 
 func (x *Renew) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[10]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1268,7 @@ func (x *Renew) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renew.ProtoReflect.Descriptor instead.
 func (*Renew) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{10}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Renew) GetRequest() []byte {
@@ -1109,7 +1289,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[11]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1301,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[11]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1314,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{11}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Credential) GetCredential() []byte {
@@ -1151,6 +1331,271 @@ func (x *Credential) GetRefused() string {
 	return ""
 }
 
+// StatisticsRequest asks for what the agent has counted within the last hour.
+type StatisticsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"` // with its backends; empty: all services, without theirs
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`    // Unix seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatisticsRequest) Reset() {
+	*x = StatisticsRequest{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatisticsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatisticsRequest) ProtoMessage() {}
+
+func (x *StatisticsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatisticsRequest.ProtoReflect.Descriptor instead.
+func (*StatisticsRequest) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *StatisticsRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *StatisticsRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *StatisticsRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+// StatisticsPart is a part of the answer. The parts of an answer follow each
+// other; other messages may come in between.
+type StatisticsPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Series        []*Series              `protobuf:"bytes,2,rep,name=series,proto3" json:"series,omitempty"`
+	Last          bool                   `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	Cut           bool                   `protobuf:"varint,4,opt,name=cut,proto3" json:"cut,omitempty"`        // with last: there was more than an answer may hold
+	Refused       string                 `protobuf:"bytes,5,opt,name=refused,proto3" json:"refused,omitempty"` // with last: why there is none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatisticsPart) Reset() {
+	*x = StatisticsPart{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatisticsPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatisticsPart) ProtoMessage() {}
+
+func (x *StatisticsPart) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatisticsPart.ProtoReflect.Descriptor instead.
+func (*StatisticsPart) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *StatisticsPart) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *StatisticsPart) GetSeries() []*Series {
+	if x != nil {
+		return x.Series
+	}
+	return nil
+}
+
+func (x *StatisticsPart) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *StatisticsPart) GetCut() bool {
+	if x != nil {
+		return x.Cut
+	}
+	return false
+}
+
+func (x *StatisticsPart) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+// Series is what was counted for a service, or for one of its backends. The
+// samples are in the order of time; each list has one number for each.
+type Series struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // of the backend; empty: the service as a whole
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	At            []int64                `protobuf:"varint,4,rep,packed,name=at,proto3" json:"at,omitempty"`           // Unix seconds when the sample's time ended
+	Seconds       []uint32               `protobuf:"varint,5,rep,packed,name=seconds,proto3" json:"seconds,omitempty"` // its length
+	Connections   []uint64               `protobuf:"varint,6,rep,packed,name=connections,proto3" json:"connections,omitempty"`
+	PacketsIn     []uint64               `protobuf:"varint,7,rep,packed,name=packets_in,json=packetsIn,proto3" json:"packets_in,omitempty"`
+	PacketsOut    []uint64               `protobuf:"varint,8,rep,packed,name=packets_out,json=packetsOut,proto3" json:"packets_out,omitempty"`
+	BytesIn       []uint64               `protobuf:"varint,9,rep,packed,name=bytes_in,json=bytesIn,proto3" json:"bytes_in,omitempty"`
+	BytesOut      []uint64               `protobuf:"varint,10,rep,packed,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
+	Active        []uint64               `protobuf:"varint,11,rep,packed,name=active,proto3" json:"active,omitempty"` // connections established at its end
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Series) Reset() {
+	*x = Series{}
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Series) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Series) ProtoMessage() {}
+
+func (x *Series) ProtoReflect() protoreflect.Message {
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Series.ProtoReflect.Descriptor instead.
+func (*Series) Descriptor() ([]byte, []int) {
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Series) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Series) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Series) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Series) GetAt() []int64 {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Series) GetSeconds() []uint32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return nil
+}
+
+func (x *Series) GetConnections() []uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *Series) GetPacketsIn() []uint64 {
+	if x != nil {
+		return x.PacketsIn
+	}
+	return nil
+}
+
+func (x *Series) GetPacketsOut() []uint64 {
+	if x != nil {
+		return x.PacketsOut
+	}
+	return nil
+}
+
+func (x *Series) GetBytesIn() []uint64 {
+	if x != nil {
+		return x.BytesIn
+	}
+	return nil
+}
+
+func (x *Series) GetBytesOut() []uint64 {
+	if x != nil {
+		return x.BytesOut
+	}
+	return nil
+}
+
+func (x *Series) GetActive() []uint64 {
+	if x != nil {
+		return x.Active
+	}
+	return nil
+}
+
 // Release lets the state pass that the agent holds back.
 type Release struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1161,7 +1606,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[12]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1618,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[12]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1631,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{12}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Release) GetReason() string {
@@ -1206,7 +1651,7 @@ type Bye struct {
 
 func (x *Bye) Reset() {
 	*x = Bye{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[13]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1663,7 @@ func (x *Bye) String() string {
 func (*Bye) ProtoMessage() {}
 
 func (x *Bye) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[13]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1676,7 @@ func (x *Bye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bye.ProtoReflect.Descriptor instead.
 func (*Bye) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{13}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Bye) GetCode() Bye_Code {
@@ -1255,13 +1700,14 @@ type ListRequest struct {
 	Cluster       uint64                 `protobuf:"varint,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Revision      uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	Digest        uint64                 `protobuf:"fixed64,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	Features      []string               `protobuf:"bytes,6,rep,name=features,proto3" json:"features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1719,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[14]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1732,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRequest) GetName() string {
@@ -1324,6 +1770,13 @@ func (x *ListRequest) GetDigest() uint64 {
 	return 0
 }
 
+func (x *ListRequest) GetFeatures() []string {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
 type ListResponse struct {
 	state         protoimpl.MessageState      `protogen:"open.v1"`
 	Cluster       uint64                      `protobuf:"varint,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -1331,13 +1784,14 @@ type ListResponse struct {
 	Unchanged     bool                        `protobuf:"varint,3,opt,name=unchanged,proto3" json:"unchanged,omitempty"` // the view has the request's cluster and digest: no services follow
 	Digest        uint64                      `protobuf:"fixed64,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	Services      []*lbstatepb.DesiredService `protobuf:"bytes,5,rep,name=services,proto3" json:"services,omitempty"`
+	Profile       *lbstatepb.DesiredProfile   `protobuf:"bytes,6,opt,name=profile,proto3" json:"profile,omitempty"` // with the feature "profiles"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1803,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[15]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1816,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListResponse) GetCluster() uint64 {
@@ -1400,6 +1854,13 @@ func (x *ListResponse) GetServices() []*lbstatepb.DesiredService {
 	return nil
 }
 
+func (x *ListResponse) GetProfile() *lbstatepb.DesiredProfile {
+	if x != nil {
+		return x.Profile
+	}
+	return nil
+}
+
 // JournalBase is the accepted state as the journal's base file holds it.
 type JournalBase struct {
 	state    protoimpl.MessageState      `protogen:"open.v1"`
@@ -1408,15 +1869,17 @@ type JournalBase struct {
 	Applied  uint64                      `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"` // the last revision that the applier confirmed
 	Services []*lbstatepb.DesiredService `protobuf:"bytes,4,rep,name=services,proto3" json:"services,omitempty"`
 	// For services that this version cannot read: the last ones that it could.
-	Readable      []*lbstatepb.DesiredService `protobuf:"bytes,5,rep,name=readable,proto3" json:"readable,omitempty"`
-	HadServices   bool                        `protobuf:"varint,6,opt,name=had_services,json=hadServices,proto3" json:"had_services,omitempty"` // an empty state was reached by removals
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Readable        []*lbstatepb.DesiredService `protobuf:"bytes,5,rep,name=readable,proto3" json:"readable,omitempty"`
+	HadServices     bool                        `protobuf:"varint,6,opt,name=had_services,json=hadServices,proto3" json:"had_services,omitempty"` // an empty state was reached by removals
+	Profile         *lbstatepb.DesiredProfile   `protobuf:"bytes,7,opt,name=profile,proto3" json:"profile,omitempty"`
+	ReadableProfile *lbstatepb.DesiredProfile   `protobuf:"bytes,8,opt,name=readable_profile,json=readableProfile,proto3" json:"readable_profile,omitempty"` // as readable is for services
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *JournalBase) Reset() {
 	*x = JournalBase{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1891,7 @@ func (x *JournalBase) String() string {
 func (*JournalBase) ProtoMessage() {}
 
 func (x *JournalBase) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[16]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1904,7 @@ func (x *JournalBase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBase.ProtoReflect.Descriptor instead.
 func (*JournalBase) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{16}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JournalBase) GetCluster() uint64 {
@@ -1486,6 +1949,20 @@ func (x *JournalBase) GetHadServices() bool {
 	return false
 }
 
+func (x *JournalBase) GetProfile() *lbstatepb.DesiredProfile {
+	if x != nil {
+		return x.Profile
+	}
+	return nil
+}
+
+func (x *JournalBase) GetReadableProfile() *lbstatepb.DesiredProfile {
+	if x != nil {
+		return x.ReadableProfile
+	}
+	return nil
+}
+
 // JournalEntry is one record appended after the base.
 type JournalEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1500,7 +1977,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1989,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[17]
+	mi := &file_transport_agent_agentpb_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +2002,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{17}
+	return file_transport_agent_agentpb_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JournalEntry) GetEntry() isJournalEntry_Entry {
@@ -1573,13 +2050,16 @@ var File_transport_agent_agentpb_agent_proto protoreflect.FileDescriptor
 
 const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
-	"#transport/agent/agentpb/agent.proto\x12\x10ipvskit.agent.v1\x1a\x1flbstate/lbstatepb/desired.proto\"\xe3\x01\n" +
+	"#transport/agent/agentpb/agent.proto\x12\x10ipvskit.agent.v1\x1a\x1flbstate/lbstatepb/desired.proto\"\xa7\x02\n" +
 	"\fAgentMessage\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.ipvskit.agent.v1.HelloH\x00R\x05hello\x12)\n" +
 	"\x03ack\x18\x02 \x01(\v2\x15.ipvskit.agent.v1.AckH\x00R\x03ack\x12;\n" +
 	"\theartbeat\x18\x03 \x01(\v2\x1b.ipvskit.agent.v1.HeartbeatH\x00R\theartbeat\x12/\n" +
-	"\x05renew\x18\x04 \x01(\v2\x17.ipvskit.agent.v1.RenewH\x00R\x05renewB\t\n" +
-	"\amessage\"\xe1\x02\n" +
+	"\x05renew\x18\x04 \x01(\v2\x17.ipvskit.agent.v1.RenewH\x00R\x05renew\x12B\n" +
+	"\n" +
+	"statistics\x18\x0f \x01(\v2 .ipvskit.agent.v1.StatisticsPartH\x00R\n" +
+	"statisticsB\t\n" +
+	"\amessage\"\xa8\x03\n" +
 	"\rServerMessage\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.ipvskit.agent.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x17.ipvskit.agent.v1.ChunkH\x00R\x05chunk\x12;\n" +
@@ -1588,7 +2068,10 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\x03bye\x18\x05 \x01(\v2\x15.ipvskit.agent.v1.ByeH\x00R\x03bye\x12>\n" +
 	"\n" +
 	"credential\x18\x06 \x01(\v2\x1c.ipvskit.agent.v1.CredentialH\x00R\n" +
-	"credentialB\t\n" +
+	"credential\x12E\n" +
+	"\n" +
+	"statistics\x18\x0f \x01(\v2#.ipvskit.agent.v1.StatisticsRequestH\x00R\n" +
+	"statisticsB\t\n" +
 	"\amessage\"\xe0\x02\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -1615,7 +2098,7 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\x05Chunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
 	"\x03crc\x18\x02 \x01(\aR\x03crc\x12\x12\n" +
-	"\x04last\x18\x03 \x01(\bR\x04last\"\xda\x01\n" +
+	"\x04last\x18\x03 \x01(\bR\x04last\"\xb7\x02\n" +
 	"\x06Update\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\x04R\acluster\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x12\n" +
@@ -1623,7 +2106,10 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\x05since\x18\x04 \x01(\x04R\x05since\x12\x16\n" +
 	"\x06digest\x18\x05 \x01(\x06R\x06digest\x12\x18\n" +
 	"\aremoved\x18\x06 \x03(\tR\aremoved\x12>\n" +
-	"\bservices\x18\a \x03(\v2\".ipvskit.lbstate.v1.DesiredServiceR\bservices\"\xa0\x02\n" +
+	"\bservices\x18\a \x03(\v2\".ipvskit.lbstate.v1.DesiredServiceR\bservices\x12<\n" +
+	"\aprofile\x18\b \x01(\v2\".ipvskit.lbstate.v1.DesiredProfileR\aprofile\x12\x1d\n" +
+	"\n" +
+	"no_profile\x18\t \x01(\bR\tnoProfile\"\xa0\x02\n" +
 	"\x03Ack\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.ipvskit.agent.v1.Ack.KindR\x04kind\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x16\n" +
@@ -1638,7 +2124,7 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\bREJECTED\x10\x04\x12\b\n" +
 	"\x04HELD\x10\x05\x12\n" +
 	"\n" +
-	"\x06FAILED\x10\x06\"\x90\x02\n" +
+	"\x06FAILED\x10\x06\"\xcc\x02\n" +
 	"\aApplied\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1c\n" +
 	"\tconverged\x18\x02 \x01(\bR\tconverged\x12\x1c\n" +
@@ -1651,7 +2137,19 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\bfailures\x18\a \x03(\v2\x19.ipvskit.agent.v1.FailureR\bfailures\x12\x1e\n" +
 	"\n" +
 	"collisions\x18\b \x03(\tR\n" +
-	"collisions\"I\n" +
+	"collisions\x12:\n" +
+	"\aprofile\x18\t \x01(\v2 .ipvskit.agent.v1.AppliedProfileR\aprofile\"~\n" +
+	"\x0eAppliedProfile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12<\n" +
+	"\n" +
+	"overridden\x18\x03 \x03(\v2\x1c.ipvskit.agent.v1.OverriddenR\n" +
+	"overridden\"P\n" +
+	"\n" +
+	"Overridden\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
+	"\aprofile\x18\x02 \x01(\tR\aprofile\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\"I\n" +
 	"\aFailure\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
@@ -1665,7 +2163,32 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
 	"credential\x18\x01 \x01(\fR\n" +
 	"credential\x12\x18\n" +
-	"\arefused\x18\x02 \x01(\tR\arefused\"!\n" +
+	"\arefused\x18\x02 \x01(\tR\arefused\"S\n" +
+	"\x11StatisticsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\"\x92\x01\n" +
+	"\x0eStatisticsPart\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
+	"\x06series\x18\x02 \x03(\v2\x18.ipvskit.agent.v1.SeriesR\x06series\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\bR\x04last\x12\x10\n" +
+	"\x03cut\x18\x04 \x01(\bR\x03cut\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\tR\arefused\"\xac\x02\n" +
+	"\x06Series\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x0e\n" +
+	"\x02at\x18\x04 \x03(\x03R\x02at\x12\x18\n" +
+	"\aseconds\x18\x05 \x03(\rR\aseconds\x12 \n" +
+	"\vconnections\x18\x06 \x03(\x04R\vconnections\x12\x1d\n" +
+	"\n" +
+	"packets_in\x18\a \x03(\x04R\tpacketsIn\x12\x1f\n" +
+	"\vpackets_out\x18\b \x03(\x04R\n" +
+	"packetsOut\x12\x19\n" +
+	"\bbytes_in\x18\t \x03(\x04R\abytesIn\x12\x1b\n" +
+	"\tbytes_out\x18\n" +
+	" \x03(\x04R\bbytesOut\x12\x16\n" +
+	"\x06active\x18\v \x03(\x04R\x06active\"!\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xc0\x01\n" +
 	"\x03Bye\x12.\n" +
@@ -1681,29 +2204,33 @@ const file_transport_agent_agentpb_agent_proto_rawDesc = "" +
 	"\aREFUSED\x10\x04\x12\b\n" +
 	"\x04FULL\x10\x05\x12\f\n" +
 	"\bSTOPPING\x10\x06\x12\b\n" +
-	"\x04SLOW\x10\a\"\xed\x01\n" +
+	"\x04SLOW\x10\a\"\x89\x02\n" +
 	"\vListRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12A\n" +
 	"\x06labels\x18\x02 \x03(\v2).ipvskit.agent.v1.ListRequest.LabelsEntryR\x06labels\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\x04R\acluster\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x16\n" +
-	"\x06digest\x18\x05 \x01(\x06R\x06digest\x1a9\n" +
+	"\x06digest\x18\x05 \x01(\x06R\x06digest\x12\x1a\n" +
+	"\bfeatures\x18\x06 \x03(\tR\bfeatures\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xba\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf8\x01\n" +
 	"\fListResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\x04R\acluster\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1c\n" +
 	"\tunchanged\x18\x03 \x01(\bR\tunchanged\x12\x16\n" +
 	"\x06digest\x18\x04 \x01(\x06R\x06digest\x12>\n" +
-	"\bservices\x18\x05 \x03(\v2\".ipvskit.lbstate.v1.DesiredServiceR\bservices\"\x80\x02\n" +
+	"\bservices\x18\x05 \x03(\v2\".ipvskit.lbstate.v1.DesiredServiceR\bservices\x12<\n" +
+	"\aprofile\x18\x06 \x01(\v2\".ipvskit.lbstate.v1.DesiredProfileR\aprofile\"\x8d\x03\n" +
 	"\vJournalBase\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\x04R\acluster\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
 	"\aapplied\x18\x03 \x01(\x04R\aapplied\x12>\n" +
 	"\bservices\x18\x04 \x03(\v2\".ipvskit.lbstate.v1.DesiredServiceR\bservices\x12>\n" +
 	"\breadable\x18\x05 \x03(\v2\".ipvskit.lbstate.v1.DesiredServiceR\breadable\x12!\n" +
-	"\fhad_services\x18\x06 \x01(\bR\vhadServices\"M\n" +
+	"\fhad_services\x18\x06 \x01(\bR\vhadServices\x12<\n" +
+	"\aprofile\x18\a \x01(\v2\".ipvskit.lbstate.v1.DesiredProfileR\aprofile\x12M\n" +
+	"\x10readable_profile\x18\b \x01(\v2\".ipvskit.lbstate.v1.DesiredProfileR\x0freadableProfile\"M\n" +
 	"\fJournalEntry\x12\x18\n" +
 	"\x06update\x18\x01 \x01(\fH\x00R\x06update\x12\x1a\n" +
 	"\aapplied\x18\x02 \x01(\x04H\x00R\aappliedB\a\n" +
@@ -1725,7 +2252,7 @@ func file_transport_agent_agentpb_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_transport_agent_agentpb_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transport_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_transport_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_transport_agent_agentpb_agent_proto_goTypes = []any{
 	(Ack_Kind)(0),                    // 0: ipvskit.agent.v1.Ack.Kind
 	(Bye_Code)(0),                    // 1: ipvskit.agent.v1.Bye.Code
@@ -1737,51 +2264,66 @@ var file_transport_agent_agentpb_agent_proto_goTypes = []any{
 	(*Update)(nil),                   // 7: ipvskit.agent.v1.Update
 	(*Ack)(nil),                      // 8: ipvskit.agent.v1.Ack
 	(*Applied)(nil),                  // 9: ipvskit.agent.v1.Applied
-	(*Failure)(nil),                  // 10: ipvskit.agent.v1.Failure
-	(*Heartbeat)(nil),                // 11: ipvskit.agent.v1.Heartbeat
-	(*Renew)(nil),                    // 12: ipvskit.agent.v1.Renew
-	(*Credential)(nil),               // 13: ipvskit.agent.v1.Credential
-	(*Release)(nil),                  // 14: ipvskit.agent.v1.Release
-	(*Bye)(nil),                      // 15: ipvskit.agent.v1.Bye
-	(*ListRequest)(nil),              // 16: ipvskit.agent.v1.ListRequest
-	(*ListResponse)(nil),             // 17: ipvskit.agent.v1.ListResponse
-	(*JournalBase)(nil),              // 18: ipvskit.agent.v1.JournalBase
-	(*JournalEntry)(nil),             // 19: ipvskit.agent.v1.JournalEntry
-	nil,                              // 20: ipvskit.agent.v1.Hello.LabelsEntry
-	nil,                              // 21: ipvskit.agent.v1.ListRequest.LabelsEntry
-	(*lbstatepb.DesiredService)(nil), // 22: ipvskit.lbstate.v1.DesiredService
+	(*AppliedProfile)(nil),           // 10: ipvskit.agent.v1.AppliedProfile
+	(*Overridden)(nil),               // 11: ipvskit.agent.v1.Overridden
+	(*Failure)(nil),                  // 12: ipvskit.agent.v1.Failure
+	(*Heartbeat)(nil),                // 13: ipvskit.agent.v1.Heartbeat
+	(*Renew)(nil),                    // 14: ipvskit.agent.v1.Renew
+	(*Credential)(nil),               // 15: ipvskit.agent.v1.Credential
+	(*StatisticsRequest)(nil),        // 16: ipvskit.agent.v1.StatisticsRequest
+	(*StatisticsPart)(nil),           // 17: ipvskit.agent.v1.StatisticsPart
+	(*Series)(nil),                   // 18: ipvskit.agent.v1.Series
+	(*Release)(nil),                  // 19: ipvskit.agent.v1.Release
+	(*Bye)(nil),                      // 20: ipvskit.agent.v1.Bye
+	(*ListRequest)(nil),              // 21: ipvskit.agent.v1.ListRequest
+	(*ListResponse)(nil),             // 22: ipvskit.agent.v1.ListResponse
+	(*JournalBase)(nil),              // 23: ipvskit.agent.v1.JournalBase
+	(*JournalEntry)(nil),             // 24: ipvskit.agent.v1.JournalEntry
+	nil,                              // 25: ipvskit.agent.v1.Hello.LabelsEntry
+	nil,                              // 26: ipvskit.agent.v1.ListRequest.LabelsEntry
+	(*lbstatepb.DesiredService)(nil), // 27: ipvskit.lbstate.v1.DesiredService
+	(*lbstatepb.DesiredProfile)(nil), // 28: ipvskit.lbstate.v1.DesiredProfile
 }
 var file_transport_agent_agentpb_agent_proto_depIdxs = []int32{
 	4,  // 0: ipvskit.agent.v1.AgentMessage.hello:type_name -> ipvskit.agent.v1.Hello
 	8,  // 1: ipvskit.agent.v1.AgentMessage.ack:type_name -> ipvskit.agent.v1.Ack
-	11, // 2: ipvskit.agent.v1.AgentMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
-	12, // 3: ipvskit.agent.v1.AgentMessage.renew:type_name -> ipvskit.agent.v1.Renew
-	5,  // 4: ipvskit.agent.v1.ServerMessage.welcome:type_name -> ipvskit.agent.v1.Welcome
-	6,  // 5: ipvskit.agent.v1.ServerMessage.chunk:type_name -> ipvskit.agent.v1.Chunk
-	11, // 6: ipvskit.agent.v1.ServerMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
-	14, // 7: ipvskit.agent.v1.ServerMessage.release:type_name -> ipvskit.agent.v1.Release
-	15, // 8: ipvskit.agent.v1.ServerMessage.bye:type_name -> ipvskit.agent.v1.Bye
-	13, // 9: ipvskit.agent.v1.ServerMessage.credential:type_name -> ipvskit.agent.v1.Credential
-	20, // 10: ipvskit.agent.v1.Hello.labels:type_name -> ipvskit.agent.v1.Hello.LabelsEntry
-	9,  // 11: ipvskit.agent.v1.Hello.applied:type_name -> ipvskit.agent.v1.Applied
-	22, // 12: ipvskit.agent.v1.Update.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	0,  // 13: ipvskit.agent.v1.Ack.kind:type_name -> ipvskit.agent.v1.Ack.Kind
-	9,  // 14: ipvskit.agent.v1.Ack.applied:type_name -> ipvskit.agent.v1.Applied
-	10, // 15: ipvskit.agent.v1.Applied.failures:type_name -> ipvskit.agent.v1.Failure
-	1,  // 16: ipvskit.agent.v1.Bye.code:type_name -> ipvskit.agent.v1.Bye.Code
-	21, // 17: ipvskit.agent.v1.ListRequest.labels:type_name -> ipvskit.agent.v1.ListRequest.LabelsEntry
-	22, // 18: ipvskit.agent.v1.ListResponse.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	22, // 19: ipvskit.agent.v1.JournalBase.services:type_name -> ipvskit.lbstate.v1.DesiredService
-	22, // 20: ipvskit.agent.v1.JournalBase.readable:type_name -> ipvskit.lbstate.v1.DesiredService
-	2,  // 21: ipvskit.agent.v1.Agents.Stream:input_type -> ipvskit.agent.v1.AgentMessage
-	16, // 22: ipvskit.agent.v1.Agents.List:input_type -> ipvskit.agent.v1.ListRequest
-	3,  // 23: ipvskit.agent.v1.Agents.Stream:output_type -> ipvskit.agent.v1.ServerMessage
-	17, // 24: ipvskit.agent.v1.Agents.List:output_type -> ipvskit.agent.v1.ListResponse
-	23, // [23:25] is the sub-list for method output_type
-	21, // [21:23] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	13, // 2: ipvskit.agent.v1.AgentMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
+	14, // 3: ipvskit.agent.v1.AgentMessage.renew:type_name -> ipvskit.agent.v1.Renew
+	17, // 4: ipvskit.agent.v1.AgentMessage.statistics:type_name -> ipvskit.agent.v1.StatisticsPart
+	5,  // 5: ipvskit.agent.v1.ServerMessage.welcome:type_name -> ipvskit.agent.v1.Welcome
+	6,  // 6: ipvskit.agent.v1.ServerMessage.chunk:type_name -> ipvskit.agent.v1.Chunk
+	13, // 7: ipvskit.agent.v1.ServerMessage.heartbeat:type_name -> ipvskit.agent.v1.Heartbeat
+	19, // 8: ipvskit.agent.v1.ServerMessage.release:type_name -> ipvskit.agent.v1.Release
+	20, // 9: ipvskit.agent.v1.ServerMessage.bye:type_name -> ipvskit.agent.v1.Bye
+	15, // 10: ipvskit.agent.v1.ServerMessage.credential:type_name -> ipvskit.agent.v1.Credential
+	16, // 11: ipvskit.agent.v1.ServerMessage.statistics:type_name -> ipvskit.agent.v1.StatisticsRequest
+	25, // 12: ipvskit.agent.v1.Hello.labels:type_name -> ipvskit.agent.v1.Hello.LabelsEntry
+	9,  // 13: ipvskit.agent.v1.Hello.applied:type_name -> ipvskit.agent.v1.Applied
+	27, // 14: ipvskit.agent.v1.Update.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	28, // 15: ipvskit.agent.v1.Update.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
+	0,  // 16: ipvskit.agent.v1.Ack.kind:type_name -> ipvskit.agent.v1.Ack.Kind
+	9,  // 17: ipvskit.agent.v1.Ack.applied:type_name -> ipvskit.agent.v1.Applied
+	12, // 18: ipvskit.agent.v1.Applied.failures:type_name -> ipvskit.agent.v1.Failure
+	10, // 19: ipvskit.agent.v1.Applied.profile:type_name -> ipvskit.agent.v1.AppliedProfile
+	11, // 20: ipvskit.agent.v1.AppliedProfile.overridden:type_name -> ipvskit.agent.v1.Overridden
+	18, // 21: ipvskit.agent.v1.StatisticsPart.series:type_name -> ipvskit.agent.v1.Series
+	1,  // 22: ipvskit.agent.v1.Bye.code:type_name -> ipvskit.agent.v1.Bye.Code
+	26, // 23: ipvskit.agent.v1.ListRequest.labels:type_name -> ipvskit.agent.v1.ListRequest.LabelsEntry
+	27, // 24: ipvskit.agent.v1.ListResponse.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	28, // 25: ipvskit.agent.v1.ListResponse.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
+	27, // 26: ipvskit.agent.v1.JournalBase.services:type_name -> ipvskit.lbstate.v1.DesiredService
+	27, // 27: ipvskit.agent.v1.JournalBase.readable:type_name -> ipvskit.lbstate.v1.DesiredService
+	28, // 28: ipvskit.agent.v1.JournalBase.profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
+	28, // 29: ipvskit.agent.v1.JournalBase.readable_profile:type_name -> ipvskit.lbstate.v1.DesiredProfile
+	2,  // 30: ipvskit.agent.v1.Agents.Stream:input_type -> ipvskit.agent.v1.AgentMessage
+	21, // 31: ipvskit.agent.v1.Agents.List:input_type -> ipvskit.agent.v1.ListRequest
+	3,  // 32: ipvskit.agent.v1.Agents.Stream:output_type -> ipvskit.agent.v1.ServerMessage
+	22, // 33: ipvskit.agent.v1.Agents.List:output_type -> ipvskit.agent.v1.ListResponse
+	32, // [32:34] is the sub-list for method output_type
+	30, // [30:32] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_transport_agent_agentpb_agent_proto_init() }
@@ -1794,6 +2336,7 @@ func file_transport_agent_agentpb_agent_proto_init() {
 		(*AgentMessage_Ack)(nil),
 		(*AgentMessage_Heartbeat)(nil),
 		(*AgentMessage_Renew)(nil),
+		(*AgentMessage_Statistics)(nil),
 	}
 	file_transport_agent_agentpb_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
@@ -1802,8 +2345,9 @@ func file_transport_agent_agentpb_agent_proto_init() {
 		(*ServerMessage_Release)(nil),
 		(*ServerMessage_Bye)(nil),
 		(*ServerMessage_Credential)(nil),
+		(*ServerMessage_Statistics)(nil),
 	}
-	file_transport_agent_agentpb_agent_proto_msgTypes[17].OneofWrappers = []any{
+	file_transport_agent_agentpb_agent_proto_msgTypes[22].OneofWrappers = []any{
 		(*JournalEntry_Update)(nil),
 		(*JournalEntry_Applied)(nil),
 	}
@@ -1813,7 +2357,7 @@ func file_transport_agent_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transport_agent_agentpb_agent_proto_rawDesc), len(file_transport_agent_agentpb_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

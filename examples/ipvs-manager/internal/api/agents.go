@@ -45,30 +45,63 @@ func (a *API) agents(w http.ResponseWriter, r *http.Request) {
 		p.send(w, r)
 		return
 	}
+	send(w, r, http.StatusOK, a.gather(r.Context(), local))
+}
+
+// agent shows one agent: what it holds, which profile is in force there, and what
+// it could not do.
+func (a *API) agent(w http.ResponseWriter, r *http.Request) {
+	local, p := flag(r, "local")
+	if p != nil {
+		p.send(w, r)
+		return
+	}
+	name := r.PathValue("name")
+	list := a.gather(r.Context(), local)
+	i := slices.IndexFunc(list.Agents, func(n agent.AgentInfo) bool { return n.Name == name })
+	if i < 0 {
+		why := fmt.Sprintf("no agent %.100q is connected, or was lately", name)
+		for _, u := range list.Unanswered {
+			why += fmt.Sprintf("; server %s was not heard: %s", u.Name, u.Reason)
+		}
+		refused(http.StatusNotFound, why).send(w, r)
+		return
+	}
+	send(w, r, http.StatusOK, list.Agents[i])
+}
+
+func (a *API) gather(ctx context.Context, local bool) agentList {
 	list := agentList{At: time.Now(), Agents: a.cfg.Agents()}
 	if !local {
-		var wg sync.WaitGroup
-		var mu sync.Mutex // guards list
-		for _, m := range a.view().Members {
-			if m.Name == a.cfg.About.Name {
-				continue
-			}
-			wg.Go(func() {
-				var theirs agentList
-				err := a.ask(r.Context(), m.HTTPAddr, "/api/v1/agents?local=true", &theirs)
-				mu.Lock()
-				defer mu.Unlock()
-				if err != nil {
-					list.Unanswered = append(list.Unanswered, unanswered{m.Name, err.Error()})
-				}
-				list.Agents = append(list.Agents, theirs.Agents...)
-			})
-		}
-		wg.Wait()
+		list = a.everywhere(ctx)
 	}
 	list.Agents = newest(list.Agents)
+	return list
+}
+
+// everywhere is what all servers know of agents.
+func (a *API) everywhere(ctx context.Context) agentList {
+	list := agentList{At: time.Now(), Agents: a.cfg.Agents()}
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards list
+	for _, m := range a.view().Members {
+		if m.Name == a.cfg.About.Name {
+			continue
+		}
+		wg.Go(func() {
+			var theirs agentList
+			err := a.ask(ctx, m.HTTPAddr, "/api/v1/agents?local=true", &theirs)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				list.Unanswered = append(list.Unanswered, unanswered{m.Name, err.Error()})
+			}
+			list.Agents = append(list.Agents, theirs.Agents...)
+		})
+	}
+	wg.Wait()
 	slices.SortFunc(list.Unanswered, func(a, b unanswered) int { return cmp.Compare(a.Name, b.Name) })
-	send(w, r, http.StatusOK, list)
+	return list
 }
 
 // newest keeps one account of each agent: of the server that it is connected

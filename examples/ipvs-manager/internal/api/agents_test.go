@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/transport/agent"
 )
 
@@ -21,7 +22,10 @@ func TestAgentsOfAllServers(t *testing.T) {
 	}
 	theirs := []agent.AgentInfo{
 		{Name: "gone", Server: "node0", LastHeard: now.Add(-time.Second)},
-		{Name: "moved", Server: "node0", Connected: true, LastHeard: now.Add(-time.Second)},
+		{
+			Name: "moved", Server: "node0", Connected: true, LastHeard: now.Add(-time.Second),
+			Applied: lbstate.Applied{Profile: &lbstate.AppliedProfile{Name: "edge", Revision: 7}},
+		},
 	}
 	leader := newWorld(t, func(c *Config) { c.Agents = func() []agent.AgentInfo { return theirs } })
 	w := follower(t, leader, func(c *Config) { c.Agents = func() []agent.AgentInfo { return mine } })
@@ -41,6 +45,19 @@ func TestAgentsOfAllServers(t *testing.T) {
 		t.Error(got)
 	}
 	w.do(http.MethodGet, "/api/v1/agents?local=x", "").problem(http.StatusBadRequest)
+
+	// One agent is shown by the same account, with its profile.
+	var one agent.AgentInfo
+	w.do(http.MethodGet, "/api/v1/agents/moved", "").ok(http.StatusOK, &one)
+	if one.Server != "node0" || one.Applied.Profile == nil || one.Applied.Profile.Name != "edge" || one.Applied.Profile.Revision != 7 {
+		t.Errorf("%+v", one)
+	}
+	w.do(http.MethodGet, "/api/v1/agents/moved?local=1", "").ok(http.StatusOK, &one)
+	if one.Server != "node1" {
+		t.Errorf("%+v", one)
+	}
+	w.do(http.MethodGet, "/api/v1/agents/nobody", "").problem(http.StatusNotFound)
+	w.do(http.MethodGet, "/api/v1/agents/moved?local=x", "").problem(http.StatusBadRequest)
 
 	// A server that does not answer is named; the rest is shown.
 	leader.server.Close()

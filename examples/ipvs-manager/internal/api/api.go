@@ -1,13 +1,14 @@
 // Package api is the HTTP API of a server: services, backends and the other
 // objects of the configuration, with their history, transactions and plans; the
-// watch, agents, the cluster and its members, and health.
+// watch, agents, the cluster and its members, health, and who may do what.
 //
 // A request is bounded in size and time. Every error is a problem as RFC 9457
 // has it, and names every field's fault. Reads are linearizable unless
-// ?stale=true is given; any node takes any write.
+// ?stale=true is given; any node takes any write. Who lets requests in says with
+// As who makes them; each path needs a role.
 //
 //	goroutine              started by   stopped by                  state it owns
-//	asking another server  agents       its answer, or a second     none
+//	asking another server  everywhere   its answer, or a second     none
 package api
 
 import (
@@ -21,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ipvskit/ipvskit/lbstate"
+	accessdata "github.com/ipvskit/ipvskit/lbstate/access"
 	"github.com/ipvskit/ipvskit/raftstore"
 	"github.com/ipvskit/ipvskit/transport/agent"
 )
@@ -42,8 +44,15 @@ type Config struct {
 	Store   *lbstate.Store           // required
 	Cluster Cluster                  // required
 	Checks  Checks                   // required
+	Access  *accessdata.Store        // required: users, tokens, revocations, credentials
 	Agents  func() []agent.AgentInfo // required: those connected to this server
 	About   About
+
+	Releases Releases // required
+
+	// Statistics asks an agent that is connected to this server; see
+	// agent.Server. Required.
+	Statistics func(ctx context.Context, agent, service string, since time.Time) (agent.Statistics, error)
 
 	// Forming says whom this node waits for while it has no cluster, for people.
 	// Nil says nothing.
@@ -67,8 +76,8 @@ type API struct {
 
 // New returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Agents == nil {
-		return nil, errors.New("api: Store, Cluster, Checks and Agents are required")
+	if cfg.Store == nil || cfg.Cluster == nil || cfg.Checks == nil || cfg.Access == nil || cfg.Agents == nil || cfg.Releases == nil || cfg.Statistics == nil {
+		return nil, errors.New("api: Store, Cluster, Checks, Access, Agents, Releases and Statistics are required")
 	}
 	if cfg.Forming == nil {
 		cfg.Forming = func() string { return "" }
@@ -119,20 +128,29 @@ func (a *API) Register(mux *http.ServeMux) {
 		"/api/v1/import/{format}":                          {post: a.importText},
 		"/api/v1/watch":                                    {get: a.watch},
 		"/api/v1/agents":                                   {get: a.agents},
+		"/api/v1/agents/{name}":                            {get: a.agent},
+		"/api/v1/agents/{name}/release":                    {post: a.releaseAgent},
+		"/api/v1/agents/{name}/statistics":                 {get: a.agentStatistics},
+		"/api/v1/releases":                                 {get: a.listReleases},
 		"/api/v1/cluster":                                  {get: a.cluster},
 		"/api/v1/cluster/members":                          {post: a.addMember},
 		"/api/v1/cluster/members/{name}":                   {patch: a.moveMember, del: a.removeMember},
 		"/api/v1/cluster/members/{name}/promote":           {post: a.promoteMember},
 		"/api/v1/cluster/leader":                           {put: a.setLeader},
 		"/api/v1/cluster/backup":                           {get: a.backup},
+		"/api/v1/cluster/release-predecessor":              {post: a.releasePredecessor},
 		"/api/v1/health":                                   {get: a.health},
 		"/api/v1/health/hold":                              {del: a.releaseHold},
+		"/api/v1/health/events":                            {get: a.healthEvents},
 		"/api/v1/services/{name}/checks":                   {get: a.checks},
 		"/api/v1/services/{name}/backends/{backend}/probe": {post: a.probe},
 		"/healthz":                                         {get: a.healthz},
 		"/readyz":                                          {get: a.readyz},
 	} {
-		mux.Handle(path, fresh(m))
+		mux.Handle(path, permitted(path, fresh(m)))
+	}
+	for path, m := range a.accessPaths() {
+		mux.Handle(path, permitted(path, fresh(m)))
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refused(http.StatusNotFound, "there is nothing at "+r.URL.Path).send(w, r)

@@ -99,6 +99,10 @@ func FuzzWrite(f *testing.F) {
 	f.Add(mediaText, "POST /api/v1/import/ipvsadm", []byte(saved))
 	f.Add(mediaText, "POST /api/v1/import/keepalived?view=config", []byte(kept))
 	f.Add(mediaJSON, "POST /api/v1/rollback", []byte(`{"revision": 1}`))
+	f.Add(mediaJSON, "PUT /api/v1/access/users/bob", []byte(`{"role": "viewer", "password_hash": "x"}`))
+	f.Add(mediaJSON, "POST /api/v1/access/tokens", []byte(`{"user": "bob", "expires": "2100-01-01T00:00:00Z"}`))
+	f.Add(mediaYAML, "POST /api/v1/access/revocations", []byte("kind: serial\nname: 00:AB\nreason: lost"))
+	f.Add(mediaYAML, "PUT /api/v1/access/credentials/lb1", []byte("labels: {zone: a}"))
 	state := lbstate.New(lbstate.Config{})
 	local, err := lbstate.NewLocal(f.TempDir(), state)
 	if err != nil {
@@ -106,7 +110,7 @@ func FuzzWrite(f *testing.F) {
 	}
 	f.Cleanup(func() { local.Close() })
 	store := lbstate.NewStore(state, local)
-	api, err := New(Config{Store: store, Cluster: &members{}, Checks: &prober{}, Agents: nobody})
+	api, err := New(Config{Store: store, Cluster: &members{}, Checks: &prober{}, Access: newAccess(f), Agents: nobody, Releases: &account{}, Statistics: noStatistics})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -134,7 +138,7 @@ func FuzzWrite(f *testing.F) {
 			r.URL.Path = "/api/v1/services/web/backends/" + name
 		}
 		w := httptest.NewRecorder()
-		mux.ServeHTTP(w, r)
+		asked(mux).ServeHTTP(w, r)
 		after, err := store.Revision(t.Context(), lbstate.ReadOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -164,14 +168,14 @@ func FuzzPath(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { local.Close() })
-	api, err := New(Config{Store: lbstate.NewStore(state, local), Cluster: &members{}, Checks: &prober{}, Agents: nobody})
+	api, err := New(Config{Store: lbstate.NewStore(state, local), Cluster: &members{}, Checks: &prober{}, Access: newAccess(f), Agents: nobody, Releases: &account{}, Statistics: noStatistics})
 	if err != nil {
 		f.Fatal(err)
 	}
 	api.Close() // no watch stays open
 	mux := http.NewServeMux()
 	api.Register(mux)
-	guarded := Guard([]string{"lb.example"}, mux)
+	guarded := Guard([]string{"lb.example"}, asked(mux))
 	f.Fuzz(func(t *testing.T, method, target, host string) {
 		r, err := http.NewRequest(method, "http://host"+target, nil)
 		if err != nil {

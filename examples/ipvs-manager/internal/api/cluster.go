@@ -38,11 +38,13 @@ type Cluster interface {
 type ClusterView struct {
 	At        time.Time `json:"at"` // the answering server's clock
 	ClusterID string    `json:"cluster_id"`
-	Leader    string    `json:"leader"` // name; empty: none is known
-	Term      uint64    `json:"term"`
-	Commit    uint64    `json:"commit"`
-	Applied   uint64    `json:"applied"`
-	Server    About     `json:"server"` // the answering one
+	// Predecessor is the cluster that this one was restored from; empty: none.
+	Predecessor string `json:"predecessor,omitempty"`
+	Leader      string `json:"leader"` // name; empty: none is known
+	Term        uint64 `json:"term"`
+	Commit      uint64 `json:"commit"`
+	Applied     uint64 `json:"applied"`
+	Server      About  `json:"server"` // the answering one
 	// Accepted are the versions up to which every member can apply commands, by
 	// state machine. What needs more is refused until the last member is upgraded.
 	Accepted raftstore.Versions `json:"accepted,omitempty"`
@@ -255,11 +257,18 @@ func (a *API) toLeader(w http.ResponseWriter, r *http.Request, body []byte) bool
 	if !ok || v.leads() || r.Header.Get(forwardedBy) != "" {
 		return false
 	}
+	a.pass(w, r, leader, "the leader "+leader.Name, body)
+	return true
+}
+
+// pass passes a request on to another server, and its answer back.
+func (a *API) pass(w http.ResponseWriter, r *http.Request, to MemberView, who string, body []byte) {
 	ctx, cancel := context.WithTimeout(r.Context(), 2*a.cfg.Timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, r.Method, "http://"+leader.HTTPAddr+r.URL.RequestURI(), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, r.Method, "http://"+to.HTTPAddr+r.URL.RequestURI(), bytes.NewReader(body))
 	if err != nil {
-		return false
+		a.unavailable(fmt.Errorf("pass the request on to %s: %w", who, err), r.Method != http.MethodGet).send(w, r)
+		return
 	}
 	req.Header.Set(forwardedBy, a.cfg.About.Name)
 	for _, name := range []string{"Content-Type", "Accept"} {
@@ -269,8 +278,8 @@ func (a *API) toLeader(w http.ResponseWriter, r *http.Request, body []byte) bool
 	}
 	resp, err := a.cfg.Client.Do(req)
 	if err != nil {
-		a.unavailable(fmt.Errorf("pass the request on to the leader %s: %w", leader.Name, err), true).send(w, r)
-		return true
+		a.unavailable(fmt.Errorf("pass the request on to %s: %w", who, err), r.Method != http.MethodGet).send(w, r)
+		return
 	}
 	defer resp.Body.Close()
 	for _, name := range []string{"Content-Type", "Retry-After", "Allow", "Accept"} {
@@ -279,6 +288,5 @@ func (a *API) toLeader(w http.ResponseWriter, r *http.Request, body []byte) bool
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, io.LimitReader(resp.Body, maxBody)) // a broken answer shows as one to the caller
-	return true
+	_, _ = io.Copy(w, io.LimitReader(resp.Body, maxAnswer)) // a broken answer shows as one to the caller
 }

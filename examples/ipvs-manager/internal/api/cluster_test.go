@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -202,7 +203,7 @@ func TestOnARealStore(t *testing.T) {
 	defer store.Close()
 	w := &world{t: t}
 	w.serve(Config{
-		Store: lbstate.NewStore(state, store.Machine(lbstate.Bucket)), Checks: &w.prober, Cluster: oneNode{store}, Agents: nobody,
+		Store: lbstate.NewStore(state, store.Machine(lbstate.Bucket)), Checks: &w.prober, Cluster: oneNode{store}, Access: newAccess(t), Agents: nobody, Releases: &account{}, Statistics: noStatistics,
 		About: About{Name: "node0"}, Timeout: 5 * time.Second,
 	}, func(*API, *http.Server) {})
 	w.do(http.MethodGet, "/readyz", "").ok(http.StatusServiceUnavailable, nil)
@@ -235,6 +236,14 @@ func TestOnARealStore(t *testing.T) {
 	w.do(http.MethodDelete, "/api/v1/cluster/members/node0", "").problem(http.StatusConflict)
 	w.do(http.MethodDelete, "/api/v1/cluster/members/node7", "").problem(http.StatusNotFound)
 	w.do(http.MethodPost, "/api/v1/cluster/members", strings.Replace(joining, "node9", "node0", 1)).problem(http.StatusConflict)
+	if p := w.do(http.MethodPost, "/api/v1/cluster/members", joining).problem(http.StatusConflict); !strings.Contains(p.Detail, "older than the cluster's commands") {
+		t.Errorf("a member that does not say what it knows: %s", p.Detail)
+	}
+	versions, err := json.Marshal(store.Identity().Versions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	joining := strings.Replace(joining, "{", `{"versions": `+string(versions)+`, `, 1)
 	var got raftstore.Membership
 	w.do(http.MethodPost, "/api/v1/cluster/members", joining).ok(http.StatusCreated, &got)
 	if len(got.Members) != 2 || got.Member == 0 {

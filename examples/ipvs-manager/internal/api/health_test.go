@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,6 +31,27 @@ func (p *prober) ReleaseHold() (bool, error) {
 	return p.released == 1, p.err
 }
 
+func (p *prober) Noted() ([]lbchecks.BackendStatus, error) {
+	noted := make([]lbchecks.BackendStatus, 0, maxNoted+2)
+	for i := range maxNoted + 2 {
+		s := lbchecks.BackendStatus{Service: "web", Backend: netip.MustParseAddrPort("10.1.0.1:80")}
+		if s.Last.Warning = "the certificate ends on 2026-01-02, in 9 days"; i%2 == 1 {
+			s.Last = healthcheck.Result{Class: healthcheck.Local, Found: "programs are not allowed", Advice: "allow them"}
+		}
+		noted = append(noted, s)
+	}
+	return noted, p.err
+}
+
+func (p *prober) Events(after uint64) ([]lbchecks.Event, <-chan struct{}, error) {
+	all := []lbchecks.Event{
+		{Term: 7, Event: healthcheck.Event{Seq: 1, Kind: healthcheck.EventTransition, Check: "a", From: healthcheck.Up, To: healthcheck.Down, Result: healthcheck.Result{Class: healthcheck.Refused}}},
+		{Term: 7, Event: healthcheck.Event{Seq: 2, Kind: healthcheck.EventWarning, Check: "a"}, Backends: make([]lbchecks.Backend, 100)},
+		{Term: 7, Event: healthcheck.Event{Seq: 3, Kind: healthcheck.EventHoldBegan, Text: "2 of 4 fell", Count: 2}},
+	}
+	return all[min(after, 3):], nil, p.err
+}
+
 func (p *prober) ServiceStatus(service string) ([]lbchecks.BackendStatus, error) {
 	return []lbchecks.BackendStatus{{
 		Service: service, Backend: netip.MustParseAddrPort("10.1.0.1:80"),
@@ -52,6 +74,9 @@ func TestHealthIsShownAndReleased(t *testing.T) {
 	if h.Up != 3 || h.Down != 1 || h.Held != 2 || h.HostLate != "1.5s" || !h.Hold.Active || h.Hold.Why == "" || h.Server != "node0" {
 		t.Errorf("%+v", h)
 	}
+	if h.NotedAll != maxNoted+2 || len(h.Noted) != maxNoted || !strings.Contains(h.Noted[0].Text, "9 days") || !strings.Contains(h.Noted[1].Text, "allow them") {
+		t.Errorf("%d of %d noted: %+v", len(h.Noted), h.NotedAll, h.Noted[:2])
+	}
 	var released map[string]bool
 	w.do(http.MethodDelete, "/api/v1/health/hold", "").ok(http.StatusOK, &released)
 	if !released["released"] || w.prober.released != 1 {
@@ -73,8 +98,22 @@ func TestHealthIsShownAndReleased(t *testing.T) {
 	w.do(http.MethodGet, "/api/v1/services/mail/checks", "").problem(http.StatusNotFound)
 	w.do(http.MethodPost, "/api/v1/services/web/backends/10.1.0.1:81/probe", "").problem(http.StatusNotFound)
 	w.do(http.MethodPost, "/api/v1/services/web/backends/here/probe", "").problem(http.StatusBadRequest)
+	var told struct {
+		Term   uint64
+		Events []map[string]any
+	}
+	w.do(http.MethodGet, "/api/v1/health/events", "").ok(http.StatusOK, &told)
+	if len(told.Events) != 3 || told.Term != 7 || told.Events[0]["from"] != "up" || told.Events[0]["to"] != "down" || told.Events[0]["result"] == nil {
+		t.Errorf("%+v", told)
+	}
+	told.Events = nil
+	w.do(http.MethodGet, "/api/v1/health/events?after=1", "").ok(http.StatusOK, &told)
+	if len(told.Events) != 2 || len(told.Events[0]["backends"].([]any)) != maxEventBackends || told.Events[1]["kind"] != "hold began" || told.Events[1]["result"] != nil {
+		t.Errorf("%+v", told)
+	}
+	w.do(http.MethodGet, "/api/v1/health/events?after=x", "").problem(http.StatusBadRequest)
 	w.prober.err = lbchecks.ErrNotChecking
-	for _, path := range []string{"/api/v1/health", "/api/v1/services/web/checks"} {
+	for _, path := range []string{"/api/v1/health", "/api/v1/health/events", "/api/v1/services/web/checks"} {
 		w.do(http.MethodGet, path, "").problem(http.StatusServiceUnavailable)
 	}
 }

@@ -3,7 +3,6 @@ package api
 import (
 	"cmp"
 	"context"
-	"errors"
 	"net/http"
 	"strconv"
 
@@ -172,36 +171,7 @@ func (a *API) patch(c collection) http.HandlerFunc {
 			p.send(w, r)
 			return
 		}
-		ref := c.ref(r)
-		res, err := a.cfg.Store.Patch(ctx, ref, body, o)
-		if c.kind == lbstate.KindSettings {
-			res, err = a.firstSettings(ctx, ref, body, o, res, err)
-		}
+		res, err := a.cfg.Store.Patch(ctx, c.ref(r), body, o)
 		a.wrote(w, r, kind, res, err)
 	}
-}
-
-// firstSettings patches settings that were never written: over the defaults,
-// which a patch of a flat object without them is. Under an idempotency key this
-// is the change that was made when the same patch came first, so it is what
-// decides whether the key was used for another.
-func (a *API) firstSettings(ctx context.Context, ref lbstate.Ref, body []byte, o lbstate.WriteOptions, res lbstate.WriteResult, err error) (lbstate.WriteResult, error) {
-	var reused *lbstate.KeyReusedError
-	if !errors.Is(err, lbstate.ErrNotFound) && !errors.As(err, &reused) {
-		return res, err
-	}
-	s, err := lbstate.DecodeSettings(body)
-	if err != nil {
-		return lbstate.WriteResult{}, err
-	}
-	first := o
-	if first.IfRevision == nil && s.Revision == 0 {
-		first.IfRevision = new(uint64)
-	}
-	res, err = a.cfg.Store.Put(ctx, lbstate.Object{Settings: &s}, first)
-	var conflict *lbstate.ConflictError
-	if first.IfRevision != o.IfRevision && errors.As(err, &conflict) {
-		return a.cfg.Store.Patch(ctx, ref, body, o) // another wrote them meanwhile
-	}
-	return res, err
 }

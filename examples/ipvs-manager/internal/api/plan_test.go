@@ -73,7 +73,11 @@ func TestPlanAndApply(t *testing.T) {
 		t.Errorf("%v", p)
 	}
 	empty := w.plan("", shop)
-	apply("", empty.Hash).ok(http.StatusOK, &res)
+	var twice lbstate.BatchResult
+	keyed := func(into *lbstate.BatchResult) {
+		w.do(http.MethodPost, "/api/v1/apply?hash="+empty.Hash, shop, "Content-Type: "+mediaYAML, `Idempotency-Key: "once"`).ok(http.StatusOK, into)
+	}
+	keyed(&res)
 	if res.Outcome != lbstate.Unchanged || res.Revision != 4 || res.Objects == nil {
 		t.Errorf("%+v", res)
 	}
@@ -83,6 +87,10 @@ func TestPlanAndApply(t *testing.T) {
 	w.do(http.MethodGet, "/api/v1/history?limit=2", "").ok(http.StatusOK, &list)
 	if len(list.History) != 2 || list.History[1].Reason != "the shop grows" {
 		t.Errorf("%+v", list)
+	}
+	w.put("/api/v1/services/web/backends/10.1.0.1:8080", `{"weight": 6}`)
+	if keyed(&twice); twice.Revision != 4 || twice.Outcome != lbstate.Unchanged {
+		t.Errorf("repeated under its key: %+v", twice)
 	}
 }
 

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,7 +19,9 @@ import (
 	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 
+	"github.com/ipvskit/ipvskit/examples/ipvs-manager/internal/releases"
 	"github.com/ipvskit/ipvskit/lbstate"
+	accessdata "github.com/ipvskit/ipvskit/lbstate/access"
 	"github.com/ipvskit/ipvskit/raftstore"
 	"github.com/ipvskit/ipvskit/transport/agent"
 )
@@ -33,8 +36,36 @@ type world struct {
 	server  *httptest.Server
 	client  *http.Client
 	link    *link
+	access  *accessdata.Store
 	members *members
 	prober  prober
+	account account
+}
+
+func noStatistics(context.Context, string, string, time.Time) (agent.Statistics, error) {
+	return agent.Statistics{}, agent.ErrNotConnected
+}
+
+// account is a Releases in memory.
+type account struct {
+	mu  sync.Mutex // guards the fields below
+	all []releases.Release
+	err error
+}
+
+func (a *account) Put(_ context.Context, r releases.Release) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err == nil {
+		a.all = append([]releases.Release{r}, a.all...)
+	}
+	return a.err
+}
+
+func (a *account) List(context.Context) ([]releases.Release, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.all), a.err
 }
 
 // link is the state's replicator, which a test can break.
@@ -144,6 +175,24 @@ func (m *members) Backup(w io.Writer) (raftstore.BackupInfo, error) {
 	return raftstore.BackupInfo{}, err
 }
 
+// asked makes requests those of an admin, or of the role that a header names.
+func asked(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, As(r, Caller{Role: accessdata.Role(cmp.Or(r.Header.Get("Test-Role"), "admin"))}))
+	})
+}
+
+func newAccess(t testing.TB) *accessdata.Store {
+	t.Helper()
+	state := accessdata.New(accessdata.Config{})
+	local, err := lbstate.NewLocal(t.TempDir(), state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { local.Close() })
+	return accessdata.NewStore(state, local)
+}
+
 func newWorld(t *testing.T, options ...func(*Config)) *world {
 	t.Helper()
 	return newTunedWorld(t, func(*API, *http.Server) {}, options...)
@@ -159,14 +208,14 @@ func newTunedWorld(t *testing.T, tune func(*API, *http.Server), options ...func(
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { local.Close() })
-	w := &world{t: t, link: &link{Replicator: local}, members: &members{}}
+	w := &world{t: t, link: &link{Replicator: local}, access: newAccess(t), members: &members{}}
 	w.members.view = ClusterView{ClusterID: "00000000000000c1", Leader: "node0", Term: 3, Members: []MemberView{
 		{Name: "node0", HTTPAddr: "127.0.0.1:1", Role: "leader"},
 	}}
 	cfg := Config{
-		Store: lbstate.NewStore(state, w.link), Cluster: w.members, Checks: &w.prober,
+		Store: lbstate.NewStore(state, w.link), Cluster: w.members, Checks: &w.prober, Access: w.access,
 		Agents: func() []agent.AgentInfo { return nil },
-		About:  About{Name: "node0"},
+		About:  About{Name: "node0"}, Releases: &w.account, Statistics: noStatistics,
 	}
 	for _, option := range options {
 		option(&cfg)
@@ -183,7 +232,7 @@ func (w *world) serve(cfg Config, tune func(*API, *http.Server)) {
 	}
 	mux := http.NewServeMux()
 	w.api.Register(mux)
-	w.server = httptest.NewUnstartedServer(Guard([]string{"lb.example"}, mux))
+	w.server = httptest.NewUnstartedServer(Guard([]string{"lb.example"}, asked(mux)))
 	tune(w.api, w.server.Config)
 	w.server.Start()
 	w.client = w.server.Client()

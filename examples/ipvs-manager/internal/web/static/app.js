@@ -15,6 +15,8 @@ let revision = 0;
 let cluster = null;
 let agents = null;
 let serversBehind = []; // servers whose agents are not in the list
+let checks = null; // the leader's checks as a whole; null where nobody answers for them
+let noted = new Map(); // by service and backend: what its state does not show
 
 // ---- services: the event stream
 
@@ -50,12 +52,16 @@ async function poll() {
   timer = null;
   soon = false;
   try {
-    [cluster, agents] = await Promise.all([get("api/v1/cluster"), get("api/v1/agents")]);
+    // Only the leader checks: without one, and for a moment after an election,
+    // nobody answers for the checks, and all else goes on.
+    const asked = cluster?.leader ? get("api/v1/health").catch(() => null) : null;
+    [cluster, agents, checks] = await Promise.all([get("api/v1/cluster"), get("api/v1/agents"), asked]);
     serversBehind = agents.unanswered ?? [];
     failed = 0;
     heard = Date.now();
     showServers();
     showAgents();
+    note(checks?.noted ?? []);
     if (!document.hidden) keepUp(revision);
   } catch {
     failed++;
@@ -64,6 +70,18 @@ async function poll() {
   showBanners();
   showSummary();
   timer = setTimeout(poll, soon ? pollSoon : document.hidden ? pollEvery * 5 : pollEvery);
+}
+
+// note shows what checks have found beyond up and down: a certificate that ends
+// soon, a check that the leader cannot run.
+function note(list) {
+  const now = new Map(list.map((n) => [`${n.service} ${n.backend}`, n]));
+  const text = (map) => JSON.stringify([...map].map(([key, n]) => [key, n.text]));
+  if (text(now) === text(noted)) return;
+  const touched = new Set([...noted.values(), ...now.values()].map((n) => n.service));
+  noted = now;
+  for (const name of touched) cards.delete(name);
+  showServices();
 }
 
 // A change reaches the agents within milliseconds: this shows that it has.
@@ -124,11 +142,35 @@ function showBanners() {
     } else if (agents?.agents.some((a) => a.connected && a.applied?.simulated)) {
       add("warn", "Some agents are simulated.", "They keep services in memory alone, and forward no packet.");
     }
+    for (const a of agents?.agents ?? []) {
+      if (!a.held) continue;
+      banners.push(el("p", { class: "banner warn" },
+        el("strong", {}, `${a.name} holds a new state back.`), el("span", {}, `${a.held} Its traffic goes on as before.`),
+        el("button", { type: "button", onclick: () => release(a) }, "Release…")));
+    }
+    if (checks?.hold.active) {
+      add("bad", "A mass failure is held back.", `${checks.hold.why}. ${checks.held} backends that fail stay in service until ${new Date(checks.hold.until).toLocaleTimeString()} at the latest.`);
+    }
     if (here.insecure) {
       add("bad", "Insecure: no encryption and no login.", "The server was started with --insecure. Whoever reaches its ports controls the load balancer.");
     }
   }
   fill($("banners"), banners);
+}
+
+// release lets an agent accept what it holds back, for a reason that is kept.
+async function release(agent) {
+  const reason = prompt(`${agent.name} holds a state back: ${agent.held}\n\nIf that state is right, why? The reason is kept with your name.`);
+  if (!reason?.trim()) return;
+  try {
+    const answer = await fetch(`api/v1/agents/${encodeURIComponent(agent.name)}/release`, {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ reason }), signal: AbortSignal.timeout(10000),
+    });
+    if (!answer.ok) alert((await answer.json()).detail);
+  } catch (err) {
+    alert(`Whether ${agent.name} was released is not known: ${err.message}`);
+  }
+  pollAfterChange();
 }
 
 function showSummary() {
@@ -236,6 +278,7 @@ function backendRows(s) {
         pill(kind, text),
         b.drain_until && el("small", {}, "until ", moment(new Date(b.drain_until))),
         b.health?.message && (b.health.state !== "up" || b.health.held) && el("small", {}, b.health.message),
+        ...notedOf(s, b),
         b.notes && el("small", {}, b.notes),
       ],
       el("span", { class: "weight num" }, track(b.effective_weight / most), el("span", {},
@@ -255,6 +298,12 @@ function backendRows(s) {
   return rows;
 }
 
+function notedOf(s, b) {
+  const address = b.address.includes(":") ? `[${b.address}]` : b.address;
+  const n = noted.get(`${s.name} ${address}:${b.port ?? s.port ?? 0}`);
+  return n ? [el("small", { class: n.class === "ok" ? "alert" : "" }, n.class === "ok" ? n.text : `not known: ${n.text}`)] : [];
+}
+
 function backendState(b) {
   switch (b.reason) {
     case "healthy": return ["good", "healthy"];
@@ -272,8 +321,14 @@ function backendState(b) {
 
 function checkText(c) {
   if (c.use) return c.use;
-  const what = [c.type, c.url ?? c.path].filter(Boolean).join(" ");
+  const what = checkKind(c);
   return c.interval ? `${what} every ${c.interval}` : what;
+}
+
+function checkKind(c) {
+  if (c.checks) return `${c.type} of ${c.checks.map(checkKind).join(", ")}`;
+  const detail = c.url ?? c.path ?? c.dns?.name ?? c.exec?.program ?? c.grpc_service;
+  return [c.type, c.mode, detail, c.tls && !["tls", "https"].includes(c.type) && "by TLS"].filter(Boolean).join(" ");
 }
 
 function listener(s) {
