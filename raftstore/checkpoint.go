@@ -140,7 +140,7 @@ func (s *stateDB) checkpointLocked(installed bool) (wal.Mark, error) {
 	}
 	s.pin, s.last = pin, c
 	s.durable.Store(c.Index)
-	s.grown.Store(c.Size + roomGrowth)
+	s.grown.Store(c.Size + max(roomGrowth, 2*c.Size))
 	return c.mark(), err
 }
 

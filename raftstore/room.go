@@ -10,21 +10,24 @@ import (
 // bbolt uses a page again, while a reader stays, that was written and replaced
 // since the reader began; but only one that came from its free list, for of those
 // by which the file grew it does not know when that was. The checkpoint is such a
-// reader, and a user's may stay for long. So a file without free pages would grow
-// by everything that is written meanwhile. So it is given free pages for the contents
-// as a user's reader has them, for those as the last checkpoint and the next have
-// them, where these are not the same, and for what one transaction replaces. The
-// file stays below five times its contents, and below twice these and 192 MiB.
+// reader, and a user's may stay for long. Without free pages a file would grow by
+// everything that is written meanwhile. So it is given as many as the contents take
+// that a user's reader sees, those that the last checkpoint and the next see, where
+// these are not the same, and those that one transaction replaces. The file stays
+// below five times its contents and 2 MiB; a large one below twice these and 194 MiB.
 const (
 	firstRoom  = 128 << 10 // bytes
 	turnover   = 64 << 20  // bytes of pages that are replaced between two checkpoints
 	moreRoom   = 2 << 20   // bytes for what is small
 	roomPiece  = 1 << 20   // bytes in one transaction, which updates wait for
-	roomGrowth = 32 << 20  // bytes by which the file may grow between two checkpoints
+	roomStep   = 8 << 20   // bytes at one checkpoint
+	roomGrowth = 128 << 20 // bytes by which the file may grow until the next checkpoint, or twice its size if that is more
 )
 
 // roomBucket holds pages for the moment between their allocation and their release.
 var roomBucket = []byte(ownBucketName + "\x00room")
+
+var zeros [roomPiece]byte
 
 // keepRoom sees to it that enough pages are free, if the file has grown by an
 // eighth since that was last looked at, or its contents may have. While a reader
@@ -35,17 +38,19 @@ func (s *stateDB) keepRoom() error {
 	if max(size-s.roomed, (applied-s.roomedAt)*usualCommand) <= s.roomed/8 || s.readersStay() {
 		return nil
 	}
-	s.roomedAt = applied
 	db, _ := s.current()
 	var used int64
 	if err := db.View(func(tx *bbolt.Tx) error { used = contentBytes(tx); return nil }); err != nil {
 		return err
 	}
-	want := used + 3*min(used, turnover) + s.moreRoom
-	if err := s.makeRoom(want - (size - used)); err != nil {
+	lacking := used + 3*min(used, turnover) + s.moreRoom - (size - used)
+	// Little by little, for the checkpoint syncs it; the rest comes with the next.
+	if err := s.makeRoom(min(lacking, roomStep)); err != nil {
 		return err
 	}
-	s.roomed = s.highWater()
+	if lacking <= roomStep {
+		s.roomed, s.roomedAt = s.highWater(), applied
+	}
 	return nil
 }
 
@@ -90,7 +95,7 @@ func (s *stateDB) addPages(bytes int64) (err error) {
 			if err != nil {
 				return err
 			}
-			return b.Put(roomBucket, make([]byte, bytes))
+			return b.Put(roomBucket, zeros[:bytes])
 		},
 		func(tx *bbolt.Tx) error { return tx.DeleteBucket(roomBucket) },
 		func(*bbolt.Tx) error { return nil }, // a reader from here on does not need them
