@@ -57,18 +57,8 @@ func New() *Kernel {
 			TCP: 15 * time.Minute, TCPFin: 2 * time.Minute, UDP: 5 * time.Minute,
 		}},
 		listeners: map[chan struct{}]bool{},
-		sysctls: map[string]string{
-			"net/ipv4/ip_forward":                   "0",
-			"net/ipv4/vs/conntrack":                 "0",
-			"net/ipv4/vs/expire_nodest_conn":        "0",
-			"net/ipv4/vs/expire_quiescent_template": "0",
-			"net/ipv4/conf/all/arp_ignore":          "0",
-			"net/ipv4/conf/all/arp_announce":        "0",
-			"net/ipv6/conf/all/forwarding":          "0",
-			"net/ipv6/conf/eth0/accept_ra":          "1",
-			"net/ipv6/conf/lo/accept_ra":            "1",
-		},
-		noFilter: map[reconcile.Family]error{},
+		sysctls:   sysctls(),
+		noFilter:  map[reconcile.Family]error{},
 	}
 }
 
