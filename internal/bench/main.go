@@ -1,6 +1,7 @@
 // Command bench measures ipvskit beside its rivals, both in one run:
 //
 //	go run . [-quick] SUBJECT
+//	go run . [-quick] [-keys N] [-only KINDS] raft
 //
 // Each subject prints a table, and for each figure a line
 // `ratio <subject>/<what> <number>`; above 1 means that ours is better, for
@@ -38,6 +39,8 @@ func main() {
 	raftbench.Child()
 	fanoutbench.Child()
 	quick := flag.Bool("quick", false, "a run of about a minute")
+	keys := flag.Int("keys", 0, "raft: measure writes and reads alone, with so many keys")
+	only := flag.String("only", "", "raft: measure these alone, as in raftstore,etcd")
 	flag.Usage = usage
 	flag.Parse()
 	run := subjects[flag.Arg(0)]
@@ -47,7 +50,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, figures.Options{Quick: *quick}); err != nil {
+	if err := run(ctx, figures.Options{Quick: *quick, Keys: *keys, Only: strings.FieldsFunc(*only, func(r rune) bool { return r == ',' })}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -59,5 +62,5 @@ func usage() {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	fmt.Fprintf(os.Stderr, "usage: go run . [-quick] %s\n", strings.Join(names, "|"))
+	fmt.Fprintf(os.Stderr, "usage: go run . [-quick] [-keys N] [-only KINDS] %s\n", strings.Join(names, "|"))
 }

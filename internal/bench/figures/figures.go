@@ -14,6 +14,9 @@ import (
 // Options are those of the command line.
 type Options struct {
 	Quick bool // a run of about a minute
+	Keys  int  // raft alone: writes and reads with so many keys, nothing else; 0: 100,000, and everything
+	// Only, where given, are the kinds that are measured, by their names; raft alone.
+	Only []string
 }
 
 // Rounds is how many interleaved rounds to take the median of.

@@ -1,10 +1,12 @@
 package raftbench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/ipvskit/ipvskit/internal/bench/figures"
@@ -17,6 +19,11 @@ const readers = 128
 
 // Run measures all kinds and prints tables and ratios.
 func Run(ctx context.Context, o figures.Options) error {
+	whole := o.Keys == 0
+	o.Keys = cmp.Or(o.Keys, keySpace)
+	measured := slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool {
+		return k.name != ours.name && len(o.Only) > 0 && !slices.Contains(o.Only, k.name)
+	})
 	dir, err := os.MkdirTemp("", "raftbench")
 	if err != nil {
 		return err
@@ -26,20 +33,20 @@ func Run(ctx context.Context, o figures.Options) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("three nodes, 256-byte commands to keys uniform over %d, loopback TCP\nraw disk: %.0f writes of 4 KiB, each synced, a second\n\n", keySpace, raw)
-	for _, k := range kinds {
+	fmt.Printf("three nodes, 256-byte commands to keys uniform over %d, loopback TCP\nraw disk: %.0f writes of 4 KiB, each synced, a second\n\n", o.Keys, raw)
+	for _, k := range measured {
 		fmt.Printf("%-18s %s\n", k.name, k.settings)
 	}
-	b := &bench{dir: dir, o: o, results: map[string][]result{}, failovers: map[string][]float64{}, restarts: map[string][]float64{}}
+	b := &bench{dir: dir, o: o, kinds: measured, whole: whole, results: map[string][]result{}, failovers: map[string][]float64{}, restarts: map[string][]float64{}}
 	for round := range 3 {
-		for _, k := range kinds {
+		for _, k := range measured {
 			if err := b.measure(ctx, k, round); err != nil {
 				return fmt.Errorf("%s: %w", k.name, err)
 			}
 		}
 	}
 	b.print()
-	if !o.Quick {
+	if !o.Quick && whole {
 		return b.sizes(ctx)
 	}
 	return nil
@@ -48,6 +55,8 @@ func Run(ctx context.Context, o figures.Options) error {
 type bench struct {
 	dir       string
 	o         figures.Options
+	kinds     []kind // that are measured, ours first
+	whole     bool   // failover and restart too
 	n         int
 	results   map[string][]result // by kind, of each round
 	failovers map[string][]float64
@@ -71,12 +80,12 @@ func (b *bench) duration() time.Duration {
 func (b *bench) measure(ctx context.Context, k kind, round int) error {
 	dir := b.fresh()
 	defer os.RemoveAll(dir)
-	r, err := spawn(ctx, job{Kind: k.name, Task: "cluster", Dir: dir, Keys: keySpace, Callers: callers, Readers: readers, For: b.duration()})
+	r, err := spawn(ctx, job{Kind: k.name, Task: "cluster", Dir: dir, Keys: b.o.Keys, Callers: callers, Readers: readers, For: b.duration()})
 	if err != nil {
 		return err
 	}
 	b.results[k.name] = append(b.results[k.name], r)
-	if b.o.Quick && round > 0 {
+	if !b.whole || b.o.Quick && round > 0 {
 		return nil
 	}
 	d, err := failover(ctx, k, b.fresh())
@@ -107,7 +116,7 @@ func (b *bench) median(kind string, of func(result) float64) float64 {
 func (b *bench) print() {
 	for _, c := range callers {
 		fmt.Printf("\n%d callers %25s %10s %10s %14s\n", c, "writes/s", "p50 ms", "p99 ms", "CPU µs/write")
-		for _, k := range kinds {
+		for _, k := range b.kinds {
 			fmt.Printf("  %-20s %12.0f %10.2f %10.2f %14.1f\n", k.name,
 				b.median(k.name, func(r result) float64 { return r.Writes[c].PerSecond }),
 				b.median(k.name, func(r result) float64 { return r.Writes[c].P50 })/1e3,
@@ -116,12 +125,12 @@ func (b *bench) print() {
 		}
 	}
 	fmt.Printf("\n%-18s %14s %16s %12s %12s %12s\n", "", "leader reads/s", "follower reads/s", "failover ms", "restart s", "memory MiB")
-	for _, k := range kinds {
+	for _, k := range b.kinds {
 		fmt.Printf("%-18s %14.0f %16.0f %12.1f %12.3f %12.1f\n", k.name, b.leader(k), b.follower(k),
 			figures.Median(b.failovers[k.name]), figures.Median(b.restarts[k.name]), b.memory(k)/(1<<20))
 	}
 	fmt.Println()
-	for _, k := range kinds[1:] {
+	for _, k := range b.kinds[1:] {
 		for _, c := range callers {
 			of := func(name string, f func(rate) float64) float64 {
 				return b.median(name, func(r result) float64 { return f(r.Writes[c]) })
@@ -131,7 +140,9 @@ func (b *bench) print() {
 			figures.Less(os.Stdout, fmt.Sprintf("raft/write-p99/%d/%s", c, k.name), of(ours.name, p99), of(k.name, p99))
 		}
 		figures.More(os.Stdout, fmt.Sprintf("raft/read-linearizable/%d/%s", readers, k.name), b.leader(ours), b.leader(k))
-		figures.Less(os.Stdout, "raft/failover/1/"+k.name, figures.Median(b.failovers[ours.name]), figures.Median(b.failovers[k.name]))
+		if b.whole {
+			figures.Less(os.Stdout, "raft/failover/1/"+k.name, figures.Median(b.failovers[ours.name]), figures.Median(b.failovers[k.name]))
+		}
 		if len(b.restarts[k.name]) > 0 {
 			figures.Less(os.Stdout, "raft/restart/1/"+k.name, figures.Median(b.restarts[ours.name]), figures.Median(b.restarts[k.name]))
 		}

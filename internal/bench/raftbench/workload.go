@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -60,6 +61,9 @@ type result struct {
 // where there is one.
 const ChildEnv = "IPVSKIT_BENCH_JOB"
 
+// profileEnv names a directory that gets a CPU profile of each child.
+const profileEnv = "IPVSKIT_BENCH_PROFILES"
+
 // Child carries out the job in the environment, if there is one.
 func Child() {
 	text := os.Getenv(ChildEnv)
@@ -82,6 +86,17 @@ func (j job) run() error {
 	k, err := kindNamed(j.Kind)
 	if err != nil {
 		return err
+	}
+	if dir := os.Getenv(profileEnv); dir != "" {
+		f, err := os.Create(filepath.Join(dir, j.Kind+"-"+j.Task+".cpu"))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	var r result
 	switch j.Task {

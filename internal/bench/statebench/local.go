@@ -84,6 +84,8 @@ func (r *replicator) run() {
 	}
 }
 
+func (r *replicator) Accepts(uint64) error { return nil }
+
 func (r *replicator) Propose(_ context.Context, cmd []byte) (any, uint64, error) {
 	answered := make(chan answer, 1)
 	r.proposed <- proposal{cmd, answered}
