@@ -36,10 +36,13 @@ fuzz:
 	internal/fuzz.sh $(or $(FUZZTIME),20s)
 
 ## soak: simulate clusters of the store for SOAK (default 10m), and kill a
-## process 200 times; prints runs, faults injected and operations checked. Then
-## servers with 50 agents under faults and changes of members, for as long
+## process 200 times; prints runs, faults injected and operations checked. Then a
+## reader and a slow snapshot that stay a minute under load; three and five real
+## processes, killed and paused, elections under load, and servers
+## with 50 agents under faults and changes of members, for SOAK each
 soak:
-	RAFTSTORE_SOAK=$(or $(SOAK),10m) RAFTSTORE_KILLS=200 $(GO) test ./raftstore -run 'TestSimulationSoak|TestKilled' -count=1 -v -timeout 0
+	RAFTSTORE_SOAK=$(or $(SOAK),10m) RAFTSTORE_KILLS=200 $(GO) test ./raftstore -run 'TestSimulationSoak|TestKilled|UnderLoad' -count=1 -v -timeout 0
+	RAFTSTORE_SOAK=$(or $(SOAK),10m) $(GO) test ./internal/processes -count=1 -v -timeout 0
 	CHAOS=$(or $(SOAK),10m) $(GO) test ./transport/agent -run TestChaos -count=1 -v -timeout 0
 
 bench:

@@ -19,13 +19,25 @@ import (
 	"github.com/ipvskit/ipvskit/lbstate/lbstatepb"
 )
 
-// testdata/commands-v1.txt holds commands of version 1 as they rest in logs.
+// testdata/commands-vN.txt holds commands of version N as they rest in logs.
 // Each program to come must still read them, and make the same of them. The
 // file only grows: -update adds commands that it lacks, and never changes one.
 func TestCorpus(t *testing.T) {
-	path := filepath.Join("testdata", "commands-v1.txt")
+	for _, c := range []struct {
+		file     string
+		commands []namedCommand
+	}{
+		{"commands-v1", corpus()},
+		{"commands-v2", corpus2()},
+	} {
+		t.Run(c.file, func(t *testing.T) { testCorpus(t, filepath.Join("testdata", c.file), c.commands) })
+	}
+}
+
+func testCorpus(t *testing.T, file string, all []namedCommand) {
+	path := file + ".txt"
 	names, commands := readCorpus(t, path)
-	for _, c := range corpus() {
+	for _, c := range all {
 		data, err := encode(c.command)
 		if err != nil {
 			t.Fatal(err)
@@ -57,7 +69,7 @@ func TestCorpus(t *testing.T) {
 	if *update {
 		writeCorpus(t, path, names, commands)
 	}
-	golden(t, filepath.Join("testdata", "commands-v1.golden"), told.String())
+	golden(t, file+".golden", told.String())
 }
 
 func readCorpus(t *testing.T, path string) (names []string, commands map[string][]byte) {
@@ -195,5 +207,22 @@ func corpus() (all []namedCommand) {
 	deflated.Kind = &lbstatepb.Command_Deflated{Deflated: small.Bytes()}
 	add("prune", &lbstatepb.Command{Kind: &lbstatepb.Command_PruneHistory{PruneHistory: &lbstatepb.PruneHistory{Before: 4}}})
 	add("deflated", deflated)
+	return all
+}
+
+// corpus2 has what came with version 2: checks of every type with each option.
+func corpus2() (all []namedCommand) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixMilli()
+	for i, text := range checkSeeds {
+		shared, err := DecodeCheck([]byte(fmt.Sprintf(`{name: check-%d, check: %s}`, i, text)))
+		if err != nil {
+			panic(err)
+		}
+		op := &lbstatepb.Operation{}
+		Object{Check: &shared}.withDefaults().putInto(op)
+		c := transactionCommand(&lbstatepb.Transaction{Operations: []*lbstatepb.Operation{op}})
+		c.Version, c.At = 2, at+int64(i)
+		all = append(all, namedCommand{fmt.Sprintf("check %d", i), c})
+	}
 	return all
 }

@@ -38,7 +38,8 @@
 // saw: Next looks up the names changed since, and returns their present state.
 // So a slow watcher costs nothing, a change seen twice is sent once, and a
 // revision that is no longer kept gives the full state. Those who wake together
-// share what they read, and its encoding.
+// share what they read, and its encoding. One that follows the labels of an agent
+// learns of the profile that they select, too, and of nobody else's.
 //
 // # Caveats
 //

@@ -17,6 +17,9 @@ import (
 // same from its JSON, from its encoding, and from its defaults. INV-41.
 func FuzzService(f *testing.F) {
 	f.Add([]byte(checkedWeb))
+	for _, text := range checkSeeds {
+		f.Add([]byte(`{name: web, vip: 192.0.2.10, port: 80, health_check: ` + text + `, backends: [{address: 10.1.0.1, health_check: ` + text + `}]}`))
+	}
 	for _, c := range corpus() {
 		for _, op := range c.command.GetTransaction().GetOperations() {
 			if p := op.GetPutService(); p != nil {
@@ -80,6 +83,9 @@ func FuzzService(f *testing.F) {
 // FuzzObjects reads any text as each of the other objects.
 func FuzzObjects(f *testing.F) {
 	f.Add([]byte(`{name: probe, check: {type: tcp}}`))
+	for _, text := range checkSeeds {
+		f.Add([]byte(`{name: probe, check: ` + text + `}`))
+	}
 	f.Add([]byte(`{name: edge, sysctls: {net.ipv4.vs.conntrack: "1"}, timeouts: {tcp: 1s}, guard: {}}`))
 	f.Add([]byte(`{history_age: 24h}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -114,6 +120,9 @@ func FuzzObjects(f *testing.F) {
 // FuzzCommand applies any bytes after a log that is known: they are applied, or
 // refused, or stop the machine, but never half applied.
 func FuzzCommand(f *testing.F) {
+	for _, c := range corpus2() {
+		f.Add(must(encode(c.command)))
+	}
 	var log [][]byte
 	for _, c := range corpus() {
 		data, err := encode(c.command)

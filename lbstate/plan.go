@@ -52,7 +52,14 @@ func (st *Store) Plan(ctx context.Context, set Configuration, o PlanOptions) (p 
 		p, err = r.plan(set, o)
 		return plainly(err)
 	})
-	return p, err
+	if err != nil {
+		return p, err
+	}
+	var refused faults
+	for _, op := range p.operations { // what stands already stays
+		refused = append(refused, about(op.Put.Ref(), st.refusedChecks(op.Put))...)
+	}
+	return p, refused.inOrder()
 }
 
 // ApplyPlan does what a plan said, as one revision. The hash is that of the plan

@@ -226,8 +226,7 @@ func (c *HealthCheck) validateHTTP(f *faults, path string) {
 		if c.Type == CheckTypeHTTPS {
 			schemes = []string{"https"}
 		}
-		u, err := url.Parse(c.URL)
-		if err != nil || !slices.Contains(schemes, u.Scheme) || u.Host == "" || len(c.URL) > maxText {
+		if len(c.URL) > maxText || !dialable(c.URL, schemes...) {
 			f.add(path+".url", c.URL, strings.Join(schemes, "://… or ")+"://…", "is not an absolute URL")
 		}
 		if c.Port != 0 || c.Host != "" || c.Address.IsValid() {
@@ -235,10 +234,10 @@ func (c *HealthCheck) validateHTTP(f *faults, path string) {
 		}
 	default:
 		if _, err := url.ParseRequestURI(c.Path); err != nil || !strings.HasPrefix(c.Path, "/") || strings.HasPrefix(c.Path, "//") ||
-			strings.Contains(c.Path, "#") || len(c.Path) > maxText {
+			strings.Contains(c.Path, "#") || !printable(c.Path) || len(c.Path) > maxText {
 			f.add(path+".path", c.Path, "one slash, and what a URL may have after it", "is not a path")
 		}
-		if strings.ContainsAny(c.Host, " /\r\n\t") || len(c.Host) > 255 {
+		if strings.Contains(c.Host, "/") || !printable(c.Host) || len(c.Host) > 255 {
 			f.add(path+".host", c.Host, "a host name", "is not a host")
 		}
 	}

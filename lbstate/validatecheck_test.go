@@ -93,6 +93,13 @@ func TestValidateChecks(t *testing.T) {
 		{`{type: https}`, "check: an http check needs one of them"},
 		{`{type: https, url: "http://a/"}`, "check.url: is not an absolute URL"},
 		{`{type: http, path: //a}`, "check.path: is not a path"},
+		{`{type: http, path: "/a b"}`, "check.path: is not a path"},
+		{`{type: http, path: /é, host: é}`, "check.host: is not a host, check.path: is not a path"},
+		{`{type: http, path: /a#b}`, "check.path: is not a path"},
+		{`{type: http, url: "http://me@a/"}`, "check.url: is not an absolute URL"},
+		{`{type: http, url: "http://:80/"}`, "check.url: is not an absolute URL"},
+		{`{type: http, url: "http://a:0/"}`, "check.url: is not an absolute URL"},
+		{`{type: http, url: "http://[::1]:8080/"}`, ""},
 		{`{type: http, url: "http://a/", address: 10.0.0.1}`, "check.url: address, port and host go with path"[:len("check.url: address")]},
 		{`{type: http, path: /, method: "GE T"}`, "check.method: is not a method"},
 		{`{type: http, path: /, method: HEAD, expect: x}`, "check.method: has no body"},
@@ -112,6 +119,7 @@ func TestValidateChecks(t *testing.T) {
 		{`{type: smtp, hello: "a\r\nQUIT"}`, "check.hello: is not one word"},
 		{`{type: grpc, grpc_service: "a b", host: "a b"}`, "check.grpc_service: , check.host: is not one word"},
 
+		{`{type: dns, dns: {name: ` + strings.Repeat("abcdefghi.", 26) + `}}`, "check.dns.name: is too long"},
 		{`{type: dns}`, "check.dns: is missing"},
 		{`{type: dns, dns: {}}`, "check.dns.name: is missing"},
 		{`{type: dns, dns: {name: a..b, type: ANY, expect_codes: [OK]}}`, `check.dns.expect_codes[0]: "OK" is not known, check.dns.name: is not a domain name, check.dns.type: "ANY" is not known`},
@@ -136,7 +144,7 @@ func TestValidateChecks(t *testing.T) {
 		shared := SharedCheck{Name: "probe", Check: decodeTestCheck(t, c.text)}
 		shared.Check = *shared.Check.withDefaults()
 		err := shared.Validate()
-		if prefix, reason, any := strings.Cut(c.want, "*"); any { // a key of a map, whichever comes last
+		if prefix, reason, anyKey := strings.Cut(c.want, "*"); anyKey { // a key of a map, whichever comes last
 			if err == nil || !strings.Contains(err.Error(), prefix) || !strings.Contains(err.Error(), strings.TrimPrefix(reason, ": ")) {
 				t.Errorf("%s: %v", c.text, err)
 			}

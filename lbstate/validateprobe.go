@@ -1,11 +1,14 @@
 package lbstate
 
 import (
+	"cmp"
 	"crypto/x509"
 	"fmt"
 	"net/textproto"
+	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -21,6 +24,8 @@ const (
 	maxCodes     = 16
 	maxAddresses = 32
 )
+
+const methodHead = "HEAD" // net/http has it, and much that this package has no use for
 
 var (
 	tokenForm   = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110, section 5.6.2
@@ -46,9 +51,24 @@ func (f *faults) escaped(path, text string, most int) {
 // visible checks a text that goes into a protocol's line.
 func (f *faults) visible(path, text string, most int) {
 	f.text(path, text, most)
-	if strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-		f.add(path, text, "no spaces, no control characters", "is not one word")
+	if !printable(text) {
+		f.add(path, text, "ASCII without spaces and control characters", "is not one word")
 	}
+}
+
+func printable(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f })
+}
+
+// dialable says whether a text is an absolute URL of one of these schemes, with
+// a host and perhaps a port, but no user.
+func dialable(text string, schemes ...string) bool {
+	u, err := url.Parse(text)
+	if err != nil || !slices.Contains(schemes, u.Scheme) || u.Hostname() == "" || u.User != nil || !printable(u.Host) {
+		return false
+	}
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+	return err == nil && port > 0
 }
 
 // validateRequest is about what goes with an HTTP request.
@@ -56,7 +76,7 @@ func (c *HealthCheck) validateRequest(f *faults, path string) {
 	if c.Method != "" && (len(c.Method) > 32 || !tokenForm.MatchString(c.Method)) {
 		f.add(path+".method", c.Method, "such as GET, HEAD, OPTIONS", "is not a method")
 	}
-	if c.Method == "HEAD" && !c.expectsNothing() {
+	if c.Method == methodHead && !c.expectsNothing() {
 		f.add(path+".method", c.Method, "GET", "has no body in which something could be expected")
 	}
 	if c.HTTPVersion != "" {
@@ -110,7 +130,7 @@ func (d *CheckDNS) validate(f *faults, path string) {
 		return
 	}
 	name := strings.TrimSuffix(d.Name, ".")
-	f.visible(path+".name", d.Name, 254)
+	f.visible(path+".name", name, 253)
 	switch labels := strings.Split(name, "."); {
 	case d.Name == "":
 		f.add(path+".name", "", "a domain name", "is missing")

@@ -39,6 +39,7 @@ type progress struct {
 	index, term uint64
 	members     map[uint64]Member // never changed, only replaced
 	accepted    Versions          // never changed, only replaced
+	replaced    uint64            // how often these two were
 	removed     bool              // this node is no member any more
 }
 
@@ -169,7 +170,7 @@ func (a *applier) applyNormal(entries []*raftpb.Entry) error {
 	now := a.progress
 	// How many commands there are shows only when they are decoded; their bytes say
 	// as much for what update is to bound.
-	size := max(len(entries), int(entryBytes(entries)/256))
+	size := max(len(entries), int(entryBytes(entries)/usualCommand))
 	err := a.s.state.update(size, func(tx *bbolt.Tx) error {
 		o, err := makeOwn(tx)
 		if err != nil {
@@ -210,7 +211,7 @@ func (a *applier) applyNormal(entries []*raftpb.Entry) error {
 		a.s.finishAll(overtaken, unknown(ErrStopped))
 		return err
 	}
-	a.members, a.accepted = now.members, now.accepted
+	a.members, a.accepted, a.replaced = now.members, now.accepted, now.replaced
 	a.advance(last, uint64(len(entries)), uint64(entryBytes(entries)))
 	a.s.finishAll(overtaken, notApplied(errOutOfOrder))
 	for _, an := range answers {
@@ -238,7 +239,7 @@ func (a *applier) advance(last *raftpb.Entry, entries, bytes uint64) {
 	a.since.entries += entries
 	a.since.bytes += bytes
 	commits := a.s.state.write.commits.Load()
-	if c := a.s.cfg; commits-a.commits >= maxCheckpointTransactions || a.since.entries >= c.SnapshotEntries || a.since.bytes >= c.SnapshotBytes {
+	if c := a.s.cfg; commits-a.commits >= maxCheckpointTransactions || a.since.entries >= c.SnapshotEntries || a.since.bytes >= c.SnapshotBytes || a.s.state.write.size.Load() > a.s.state.grown.Load() {
 		a.since, a.commits = work{}, commits
 		a.due()
 	}
@@ -316,6 +317,7 @@ func (a *applier) agreed(o own, p progress) (progress, error) {
 	if p.accepted, err = o.agree(p.members); err != nil {
 		return p, err
 	}
+	p.replaced++
 	return p, a.knows(p)
 }
 
@@ -398,7 +400,7 @@ func (a *applier) applyChange(e *raftpb.Entry) (done changeDone, err error) {
 	}); err != nil {
 		return done, fmt.Errorf("entry %d: %w", e.GetIndex(), err)
 	}
-	a.members, a.accepted = now.members, now.accepted
+	a.members, a.accepted, a.replaced = now.members, now.accepted, now.replaced
 	a.removed = a.removed || change.Remove == a.self
 	if t := a.s.cfg.Transport; t != nil {
 		if had {
@@ -428,6 +430,7 @@ func (a *applier) install(in *incomingSnapshot) error {
 		if a.accepted, err = o.accepted(); err != nil {
 			return err
 		}
+		a.replaced++
 		if err := a.knows(a.progress); err != nil {
 			return err
 		}

@@ -110,6 +110,10 @@ func (s *stateDB) checkpointLocked(installed bool) (wal.Mark, error) {
 	if err := s.flush(); err != nil {
 		return wal.Mark{}, err
 	}
+	if err := s.keepRoom(); err != nil {
+		return wal.Mark{}, err
+	}
+	s.nextEpoch()
 	db, name := s.current()
 	pin, err := db.Begin(false)
 	if err != nil {
@@ -136,6 +140,7 @@ func (s *stateDB) checkpointLocked(installed bool) (wal.Mark, error) {
 	}
 	s.pin, s.last = pin, c
 	s.durable.Store(c.Index)
+	s.grown.Store(c.Size + roomGrowth)
 	return c.mark(), err
 }
 

@@ -15,6 +15,7 @@ type inbox struct {
 	mu sync.Mutex // guards the fields below
 	arrivals
 	msgBytes int           // of messages
+	ended    bool          // reads are not taken any more
 	room     chan struct{} // not nil while someone waits for room; closed when there is
 }
 

@@ -16,7 +16,9 @@ type keeper struct {
 	s   *Store
 	log *logStore
 	due chan struct{} // holds a token when a checkpoint is asked for
-	mu  sync.Mutex    // one checkpoint and cut at a time
+
+	mu    sync.Mutex // one checkpoint and cut at a time; guards stays
+	stays bool       // a reader does, and it was said
 }
 
 func (k *keeper) run(stop <-chan struct{}) {
@@ -42,6 +44,11 @@ func (k *keeper) work() error {
 		return err
 	}
 	k.s.cfg.Metrics.Checkpointed(time.Since(began))
+	stays := k.s.state.readersStay()
+	if stays && !k.stays {
+		k.s.log.Warn("a reader has stayed since before the last checkpoint: the pages that it sees cannot be used again, and the file grows as the state changes")
+	}
+	k.stays = stays
 	k.log.cutting.Lock()
 	defer k.log.cutting.Unlock()
 	to, err := k.cutTo(mark)

@@ -403,7 +403,7 @@ func (l *loop) publish() {
 	st := l.rn.BasicStatus()
 	n := seen{
 		term: st.GetTerm(), leader: st.Lead, commit: st.GetCommit(), applied: l.applied.index,
-		leading: st.RaftState == raft.StateLeader, members: l.applied.members, accepted: l.applied.accepted,
+		leading: st.RaftState == raft.StateLeader, members: l.applied.members, accepted: l.applied.accepted, replaced: l.applied.replaced,
 	}
 	if n.leading && l.leadsIn != n.term {
 		l.leadsIn, l.leadsSince = n.term, l.now()

@@ -58,19 +58,25 @@ func (s *Store) Barrier(ctx context.Context) error {
 		return ErrNoLeader
 	}
 	r := s.joinReaders()
+	if r == nil {
+		return ErrStopped
+	}
 	select {
-	case <-r.done:
+	case <-r.done: // also where the store stops: a channel less to wait on is much with many readers
 		return r.err
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-s.stopped:
-		return ErrStopped
 	}
 }
 
-// joinReaders returns the readers that are asked for next.
+// joinReaders returns the readers that are asked for next, nil where the store has
+// stopped.
 func (s *Store) joinReaders() *readers {
 	s.inbox.mu.Lock()
+	if s.inbox.ended {
+		s.inbox.mu.Unlock()
+		return nil
+	}
 	r := s.inbox.reads
 	first := r == nil
 	if first {
@@ -82,6 +88,18 @@ func (s *Store) joinReaders() *readers {
 		wake(s.inbox.ready)
 	}
 	return r
+}
+
+// endReads ends those that wait for a loop which will not take them, and lets none
+// begin any more.
+func (s *Store) endReads() {
+	s.inbox.mu.Lock()
+	defer s.inbox.mu.Unlock()
+	s.inbox.ended = true
+	if r := s.inbox.reads; r != nil {
+		s.inbox.reads = nil
+		r.end(ErrStopped)
+	}
 }
 
 // ask begins a round if there is something to ask and none is outstanding, or

@@ -59,6 +59,7 @@ func (n *simNode) newest(cmd []byte) []byte {
 
 // start makes the loop of a node that has an identity.
 func (n *simNode) start() error {
+	n.s.state.moreRoom = 16 << 10
 	n.s.state.write.now = func() time.Time { return n.sim.now }
 	n.s.state.write.later = func(time.Duration, func()) {} // see work
 	if n.sim.broken == forgetsApplied && n.s.state.lastCheckpoint().Index > foundingIndex {

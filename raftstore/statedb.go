@@ -33,9 +33,17 @@ type stateDB struct {
 	checkpoints sync.Mutex // one at a time; guards the fields below
 	last        checkpoint
 	pin         *bbolt.Tx // shows the last checkpoint, and keeps its pages
+	roomed      int64     // size of the file when its free pages were last looked at
+	roomedAt    int64     // commands that were applied by then
+	moreRoom    int64     // moreRoom; less in the simulation, whose disk copies the file
 
 	durable atomic.Uint64 // last.Index
 	behind  atomic.Bool   // a snapshot is in place of which the log has not heard
+
+	grown atomic.Int64 // size of the file at which a checkpoint is due
+
+	epoch   atomic.Uint64   // of readers
+	readers [2]atomic.Int64 // by the epoch in which they began, and the one before
 
 	retired sync.WaitGroup // files that a snapshot replaced, while they have readers
 }
@@ -94,7 +102,9 @@ func openStateDB(files disk.FS, dir string, fresh bool) (*stateDB, error) {
 		return nil, err
 	}
 	if missing {
-		_, err = s.checkpointLocked(false)
+		if err = s.makeRoom(firstRoom); err == nil {
+			_, err = s.checkpointLocked(false)
+		}
 	} else {
 		err = s.verify()
 	}
@@ -113,6 +123,7 @@ func (s *stateDB) verify() error {
 	s.pin = pin
 	s.durable.Store(s.last.Index)
 	s.behind.Store(s.last.Installed)
+	s.roomed = s.last.Size
 	index, term := ownIn(pin).applied()
 	if index != s.last.Index || term != s.last.Term {
 		return fmt.Errorf("%s is damaged: it has applied entry %d of term %d, the last checkpoint says %d of %d", filepath.Join(s.dir, s.name), index, term, s.last.Index, s.last.Term)
@@ -155,7 +166,7 @@ func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error
 			file.Close() // bbolt does not where it panics, and keeps the lock
 		}
 	}()
-	defer damaged(path, debug.SetPanicOnFault(true), &err)
+	defer damaged("", path, debug.SetPanicOnFault(true), &err)
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 		OpenFile: func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
 			file, err = os.OpenFile(name, flag, mode)
@@ -173,7 +184,7 @@ func openBolt(path string, mapBytes int, readOnly bool) (db *bbolt.DB, err error
 // damaged turns a panic of bbolt, which it has where a page makes no sense, and
 // an access beyond the file into an error. Other panics go on. faults is what
 // debug.SetPanicOnFault was before.
-func damaged(path string, faults bool, err *error) {
+func damaged(dir, name string, faults bool, err *error) {
 	debug.SetPanicOnFault(faults)
 	r := recover()
 	if r == nil {
@@ -183,7 +194,7 @@ func damaged(path string, faults bool, err *error) {
 	if !fault && !panicOf("go.etcd.io/bbolt", string(debug.Stack())) {
 		panic(r)
 	}
-	*err = fmt.Errorf("%s is damaged: %v; start with an empty directory, and the node comes back as a new member", path, r)
+	*err = fmt.Errorf("%s is damaged: %v; start with an empty directory, and the node comes back as a new member", filepath.Join(dir, name), r)
 }
 
 // panicOf says whether what panicked is a function of a package: it stands first
@@ -207,13 +218,16 @@ func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 		return err
 	}
 	s.mu.RLock()
-	path := filepath.Join(s.dir, s.name)
+	name := s.name
 	tx, err := s.db.Begin(false)
 	s.mu.RUnlock()
 	if err != nil {
 		return err
 	}
-	defer damaged(path, debug.SetPanicOnFault(true), &err)
+	epoch := &s.readers[s.epoch.Load()%2]
+	epoch.Add(1)
+	defer epoch.Add(-1)
+	defer damaged(s.dir, name, debug.SetPanicOnFault(true), &err)
 	defer tx.Rollback() //nolint:errcheck // of a read transaction that is open it has no error
 	return fn(tx)
 }
@@ -272,6 +286,7 @@ func (s *stateDB) install(path string) error {
 	s.mu.Lock()
 	s.db, s.name = db, name
 	s.mu.Unlock()
+	s.roomed = size
 	_, err = s.checkpointLocked(true)
 	if pin != nil {
 		err = errors.Join(err, pin.Rollback())

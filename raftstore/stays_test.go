@@ -66,7 +66,7 @@ func TestReaderUnderLoad(t *testing.T) {
 	for i := range 1000 {
 		write(t, n, fmt.Sprintf("%0256d", i))
 	}
-	const bound = 32 << 20 // of 1,000 keys, about 0.5 MiB, whatever was written meanwhile
+	const bound = 16 << 20 // of 1,000 keys, which take 0.5 MiB, whatever was written meanwhile
 	stop := load(t, n)
 	if err := n.ReadStale(func(*bbolt.Tx) error {
 		timer := time.NewTimer(stays())

@@ -55,6 +55,7 @@ type seen struct {
 	leading                       bool
 	members                       map[uint64]Member
 	accepted                      Versions // never changed, only replaced
+	replaced                      uint64   // how often these two were
 }
 
 // Open opens or makes the data directory. It starts nothing: see Run.
@@ -146,6 +147,7 @@ func (s *Store) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	defer close(s.done)
 	defer close(s.stopped)
+	defer s.endReads()
 	defer s.cancel()
 
 	if s.cfg.Transport == nil && s.Identity().Cluster == 0 {
@@ -218,6 +220,7 @@ func (s *Store) Close() error {
 		cancel()
 		<-s.done
 	} else if first {
+		s.endReads()
 		close(s.stopped)
 	}
 	return s.release()
@@ -245,12 +248,9 @@ func (s *Store) release() error {
 func (s *Store) show(n seen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wake := n.term != s.seen.term || n.leader != s.seen.leader || n.leading != s.seen.leading || len(n.members) != len(s.seen.members)
-	for id, m := range n.members {
-		wake = wake || !s.seen.members[id].equal(m)
-	}
-	if !maps.Equal(n.accepted, s.seen.accepted) {
-		wake = true
+	wake := n.term != s.seen.term || n.leader != s.seen.leader || n.leading != s.seen.leading
+	if n.replaced != s.seen.replaced || len(n.members) != len(s.seen.members) {
+		wake = wake || !maps.EqualFunc(n.members, s.seen.members, Member.equal) || !maps.Equal(n.accepted, s.seen.accepted)
 		s.setAccepted(n.accepted)
 	}
 	s.seen = n

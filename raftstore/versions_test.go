@@ -61,10 +61,12 @@ func TestCommandVersions(t *testing.T) {
 	a, b, c := nodes[0], nodes[1], nodes[2]
 	until(t, "all have said what they know", func() bool {
 		v := map[string]uint64{}
-		for _, m := range a.Members() {
-			v[m.Name] = m.Versions["counter"]
+		for _, n := range []node{a, b} {
+			for _, m := range n.Members() {
+				v[n.Identity().Name+m.Name] = m.Versions["counter"]
+			}
 		}
-		return v["b"] == 2 && v["c"] == 2
+		return v["ab"] == 2 && v["ac"] == 2 && v["bb"] == 2 && v["bc"] == 2
 	})
 	if !accepts(a, 1) {
 		t.Error("version 1 is not accepted")

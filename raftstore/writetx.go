@@ -2,7 +2,6 @@ package raftstore
 
 import (
 	"fmt"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -27,6 +26,8 @@ type writeTx struct {
 
 	open    atomic.Bool   // there is a transaction
 	commits atomic.Uint64 // how many there were
+	size    atomic.Int64  // of the file, about
+	applied atomic.Int64  // commands ever, as they were counted for update
 
 	now   func() time.Time
 	later func(time.Duration, func())
@@ -39,10 +40,12 @@ const (
 	// holdCommands bounds the memory of the transaction, and how long a reader
 	// may have to wait for it.
 	holdCommands = 2048
+	// usualCommand is the bytes by which commands are counted where they are larger.
+	usualCommand = 256
 )
 
 func newStateDB(files disk.FS, dir string) *stateDB {
-	s := &stateDB{files: files, dir: dir}
+	s := &stateDB{files: files, dir: dir, moreRoom: moreRoom}
 	s.write.now = time.Now
 	s.write.later = func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }
 	return s
@@ -62,6 +65,7 @@ func (s *stateDB) update(commands int, fn func(*bbolt.Tx) error) error {
 		return err
 	}
 	w.commands += commands
+	w.applied.Add(int64(commands))
 	if w.commands >= holdCommands || w.now().Sub(w.opened) >= holdFor {
 		return s.commit()
 	}
@@ -71,7 +75,7 @@ func (s *stateDB) update(commands int, fn func(*bbolt.Tx) error) error {
 // inTx runs fn in the open transaction; mu is held.
 func (s *stateDB) inTx(fn func(*bbolt.Tx) error) (err error) {
 	w := &s.write
-	defer damaged(filepath.Join(s.dir, s.name), debug.SetPanicOnFault(true), &err)
+	defer damaged(s.dir, s.name, debug.SetPanicOnFault(true), &err)
 	if w.tx == nil {
 		if w.tx, err = s.db.Begin(true); err != nil {
 			return err
@@ -110,8 +114,9 @@ func (s *stateDB) commit() (err error) {
 			s.drop(err)
 		}
 	}()
-	defer damaged(filepath.Join(s.dir, s.name), debug.SetPanicOnFault(true), &err)
+	defer damaged(s.dir, s.name, debug.SetPanicOnFault(true), &err)
 	tx := w.tx
+	w.size.Store(tx.Size())
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("%s: %w", s.name, err)
 	}

@@ -89,6 +89,22 @@ func (c Config) planSysctl(stage *[]Op, a *Actual, name, value, why string) {
 	*stage = append(*stage, Op{Kind: SetSysctl, Name: name, Value: value, Why: why})
 }
 
+// maxWrites is how often one reconciliation writes a setting to the same value.
+const maxWrites = 2
+
+// refuseStubborn takes settings out of a plan that have been written and do not
+// show it: the kernel makes another value of theirs, and would of the next write.
+func refuseStubborn(p *plan, a *Actual, written map[string]int) {
+	p.host = slices.DeleteFunc(p.host, func(op Op) bool {
+		if op.Kind != SetSysctl || written[op.Name] < maxWrites {
+			return false
+		}
+		p.failures = append(p.failures, Failure{Object: op.Object(), Op: op.Kind.String(), Err: fmt.Errorf(
+			"the kernel shows %q where %q was written: write the value as it shows it, or see who else changes it", a.Sysctls[op.Name], op.Value)})
+		return true
+	})
+}
+
 // planChains brings our chains up to what is wanted in front of what is there:
 // what goes, goes last.
 func (c Config) planChains(p *plan, services []DesiredService, a *Actual) {

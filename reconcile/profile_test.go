@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -341,6 +342,39 @@ func TestProfileFailuresAreNamed(t *testing.T) {
 	}
 	if a.Converged || a.Services != 1 || p.sysctl("net/ipv4/vs/sync_retries") != "1" {
 		t.Errorf("the rest was not done: %+v", a)
+	}
+}
+
+// clamping is a kernel that makes another value of a setting.
+type clamping struct{ *fakekernel.Kernel }
+
+func (k clamping) Do(ctx context.Context, ops []reconcile.Op) map[int]error {
+	ops = slices.Clone(ops)
+	for i := range ops {
+		if ops[i].Value == "007" {
+			ops[i].Value = "7"
+		}
+	}
+	return k.Kernel.Do(ctx, ops)
+}
+
+// A setting that the kernel shows otherwise than it was written is told, and not
+// written again and again.
+func TestProfileSettingThatTheKernelChanges(t *testing.T) {
+	k := fakekernel.New()
+	k.Set("net/ipv4/vs/sync_retries", "0")
+	r := newReconciler(t, reconcile.Config{Kernel: clamping{k}})
+	d := desired(web("192.0.2.10:80", 1))
+	converge(t, r, d)
+	d.Profile = &lbstate.DesiredProfile{Name: "edge", Sysctls: map[string]string{"net.ipv4.vs.sync_retries": "007"}}
+	rep := sync(t, r, d)
+	if rep.Converged || rep.Operations != 2 || len(rep.Failures) != 1 || !strings.Contains(rep.Failures[0].Error(), `shows "7" where "007" was written`) {
+		t.Errorf("%+v", rep)
+	}
+	d.Profile = nil
+	converge(t, r, d)
+	if v, _ := k.Sysctl(t.Context(), "net/ipv4/vs/sync_retries"); v != "0" {
+		t.Errorf("%s, not as before", v)
 	}
 }
 

@@ -323,6 +323,7 @@ func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context
 	}
 	var failures []Failure
 	var p *plan
+	written := map[string]int{} // settings, how often
 	for round := 0; ; {
 		var a *Actual
 		var err error
@@ -330,6 +331,7 @@ func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context
 			r.reader.forget()
 			return Report{}, fmt.Errorf("reconcile: %w", err)
 		}
+		refuseStubborn(p, a, written)
 		if again, err := r.countEnding(ctx, p); err != nil {
 			return Report{}, err
 		} else if again {
@@ -340,6 +342,11 @@ func (r *Reconciler) rounds(ctx context.Context, by origin, planned func(context
 		}
 		e := r.execute(ctx, p, round > 0 || by != bySync)
 		failures = e.failures
+		for _, op := range e.done {
+			if op.Kind == SetSysctl {
+				written[op.Name]++
+			}
+		}
 		rep.Operations += len(e.done)
 		r.account(&rep, e, a, by)
 		if err := r.reader.touch(context.WithoutCancel(ctx), e.tried, e.done); err != nil {

@@ -43,6 +43,7 @@ type follower struct {
 
 	mu       sync.Mutex // guards what follows
 	probes   prober
+	told     map[string]bool // why checks cannot be run, as the log has it
 	services map[string][]string
 	checks   map[string]map[user]verdict // by check: who uses it, and what the store has for it
 }
@@ -50,7 +51,7 @@ type follower struct {
 func (r *Runner) newFollower(term uint64) (*follower, error) {
 	f := &follower{
 		store: r.cfg.Store, log: r.log, term: term, probes: prober{execDir: r.cfg.ExecDir, make: r.probes},
-		services: map[string][]string{}, checks: map[string]map[user]verdict{},
+		told: map[string]bool{}, services: map[string][]string{}, checks: map[string]map[user]verdict{},
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -166,8 +167,7 @@ func (f *follower) enter(s lbstate.ServiceStatus, fresh []healthcheck.Check) []h
 				continue
 			}
 			if cannot, is := check.Probe.(*unrunnable); is {
-				f.log.Warn("a check cannot be run here; its results are inconclusive",
-					zap.String("service", c.Service), zap.Stringer("backend", c.Backend), zap.Error(cannot.why))
+				f.cannot(c, cannot.why)
 			}
 			fresh = append(fresh, check)
 			users = map[user]verdict{}
@@ -177,6 +177,19 @@ func (f *follower) enter(s lbstate.ServiceStatus, fresh []healthcheck.Check) []h
 		f.services[s.Name] = append(f.services[s.Name], id)
 	}
 	return fresh
+}
+
+// maxTold bounds what the log says of checks that cannot be run.
+const maxTold = 64
+
+// cannot logs each reason once: thousands of checks may have the same. The
+// caller holds mu.
+func (f *follower) cannot(c lbstate.ResolvedCheck, why error) {
+	if text := why.Error(); !f.told[text] && len(f.told) < maxTold {
+		f.told[text] = true
+		f.log.Warn("a check cannot be run here, nor any like it; its results are inconclusive",
+			zap.String("service", c.Service), zap.Stringer("backend", c.Backend), zap.String("type", c.Check.Type), zap.Error(why))
+	}
 }
 
 // disputed returns those checks that have found by themselves what the store

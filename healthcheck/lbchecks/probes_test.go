@@ -2,6 +2,8 @@ package lbchecks
 
 import (
 	"net/netip"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,28 +39,33 @@ func TestRulesOfACheck(t *testing.T) {
 	}
 }
 
+// validChecks can be run on any operating system.
+var validChecks = []string{
+	`{type: tcp, mode: full, send: 'PING\r\n', expect: '+PONG', expect_body: '^.PONG', expect_limit: 100, via: {source: 127.0.0.1}}`,
+	`{type: tcp, mode: half-open}`,
+	`{type: tls, tls: {server_name: a.example, min_days: -1}}`,
+	`{type: tls, tls: {skip_verify: true}}`,
+	`{type: http, path: "/a?b=c", address: 127.0.0.1, host: a.example, method: POST, headers: {X-Probe: "1"}, http_version: 2, follow_redirects: 10, expect: ok}`,
+	`{type: http, url: "https://a.example/", http_version: auto}`,
+	`{type: https, path: /, host: "a.example:8443"}`,
+	`{type: udp, send: '\x01', expect: '\x02'}`,
+	`{type: udp}`,
+	`{type: dns, dns: {name: a.example, type: AAAA, tcp: true, no_recursion: true, expect_addresses: ["2001:db8::1"]}}`,
+	`{type: dns, dns: {name: ., type: SOA, expect_codes: [NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, YXRRSET, NXRRSET, NOTAUTH, NOTZONE]}}`,
+	`{type: smtp, hello: checker.example, tls: {implicit: true}}`,
+	`{type: grpc, grpc_service: a.b.C, host: a.example, tls: {}}`,
+	`{type: exec, exec: {program: check-ldap, args: ["{address}"]}}`,
+	`{type: all, checks: [{type: tcp}, {type: any, checks: [{type: udp}, {type: exec, exec: {program: x}}]}]}`,
+}
+
 // What lbstate lets in, this package can run: their rules agree, though neither
 // knows the other's.
 func TestValidChecksCanBeRun(t *testing.T) {
-	for _, text := range []string{
-		`{type: tcp, mode: full, send: 'PING\r\n', expect: '+PONG', expect_body: '^.PONG', expect_limit: 100, via: {source: 127.0.0.1, interface: lo, mark: 7}}`,
-		`{type: tcp, mode: half-open}`,
-		`{type: tls, tls: {server_name: a.example, min_days: -1}}`,
-		`{type: tls, tls: {skip_verify: true}}`,
-		`{type: http, path: "/a?b=c", address: 127.0.0.1, host: a.example, method: POST, headers: {X-Probe: "1"}, http_version: 2, follow_redirects: 10, expect: ok}`,
-		`{type: http, url: "https://a.example/", http_version: auto}`,
-		`{type: https, path: /, host: "a.example:8443"}`,
-		`{type: udp, send: '\x01', expect: '\x02'}`,
-		`{type: udp}`,
-		`{type: dns, dns: {name: a.example, type: AAAA, tcp: true, no_recursion: true, expect_addresses: ["2001:db8::1"]}}`,
-		`{type: dns, dns: {name: ., type: SOA, expect_codes: [NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, YXRRSET, NXRRSET, NOTAUTH, NOTZONE]}}`,
-		`{type: icmp}`,
-		`{type: icmp, packet_size: 1400}`,
-		`{type: smtp, hello: checker.example, tls: {implicit: true}}`,
-		`{type: grpc, grpc_service: a.b.C, host: a.example, tls: {}}`,
-		`{type: exec, exec: {program: check-ldap, args: ["{address}"]}}`,
-		`{type: all, checks: [{type: tcp}, {type: any, checks: [{type: udp}, {type: exec, exec: {program: x}}]}]}`,
-	} {
+	valid := slices.Clone(validChecks)
+	if runtime.GOOS == "linux" {
+		valid = append(valid, `{type: icmp}`, `{type: icmp, packet_size: 1400}`, `{type: tcp, via: {interface: lo, mark: 7}}`)
+	}
+	for _, text := range valid {
 		shared, err := lbstate.DecodeCheck([]byte(`{name: probe, check: ` + text + `}`))
 		if err != nil {
 			t.Fatalf("%s: %v", text, err)
@@ -106,4 +113,34 @@ func TestUnrunnableChecksAreInconclusive(t *testing.T) {
 			t.Errorf("%+v does not say what to do", res)
 		}
 	}
+}
+
+// FuzzValidChecks looks for a check that lbstate lets in and this package cannot
+// run.
+func FuzzValidChecks(f *testing.F) {
+	for _, text := range validChecks {
+		f.Add(text)
+	}
+	for _, text := range []string{
+		`{type: http, url: "http://[::1%25lo]:1/a?b#c"}`, `{type: http, url: "https://me@a/"}`, `{type: http, url: "http://a:0/"}`,
+		`{type: http, path: "/a b"}`, `{type: http, path: /é}`, `{type: http, path: "/%zz"}`, `{type: https, path: "/?#", host: é}`,
+		`{type: dns, dns: {name: é.example}}`, `{type: dns, dns: {name: ` + strings.Repeat("abcdefg.", 31) + `abcde.}}`, `{type: dns, dns: {name: a.b.}}`,
+		`{type: smtp, hello: é}`, `{type: grpc, host: "é"}`, `{type: http, path: /, method: "G{T"}`, `{type: http, path: /, headers: {"a{b": c}}`,
+		`{type: udp, send: '` + strings.Repeat("x", 4096) + `'}`,
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		shared, err := lbstate.DecodeCheck([]byte(`{name: probe, check: ` + text + `}`))
+		if err != nil {
+			return
+		}
+		s := lbstate.Service{Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Port: 80, HealthCheck: &shared.Check}.WithDefaults()
+		if s.Validate() != nil || s.HealthCheck.Use != "" || runtime.GOOS != "linux" {
+			return
+		}
+		if _, err := (&prober{execDir: "/usr/lib/checks"}).probeOf(*s.HealthCheck); err != nil {
+			t.Errorf("%+v: %v", *s.HealthCheck, err)
+		}
+	})
 }

@@ -34,6 +34,9 @@ func (v Via) icmp(addr netip.Addr) (*os.File, error) {
 }
 
 func (v Via) aim(fd int, addr netip.Addr) error {
+	if err := v.reaches(addr); err != nil { // the kernel takes any family here
+		return err
+	}
 	if err := v.set(fd, false); err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ func newUDP(t testing.TB, cfg UDPConfig) *UDP {
 // datagrams answers each datagram with what answer returns, one datagram each.
 func datagrams(t testing.TB, answer func(query []byte) [][]byte) netip.AddrPort {
 	t.Helper()
-	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback(), 0))) // its port by TCP is free too
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 //	put ID KEY VALUE   → ID ok FORMER | ID no | ID unknown
 //	get ID KEY         → ID ok VALUE | ID unknown
 //	dump ID            → ID ok TEXT, of what this node has applied
+//	term ID            → ID ok TERM
 func serve(text string) error {
 	var cfg nodeConfig
 	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
@@ -123,6 +124,8 @@ func (n *server) answer(verb string, args []string) {
 			}
 			return nil
 		})
+	case "term":
+		text = fmt.Sprint(n.store.Status().Term)
 	case "dump":
 		err = n.store.ReadStale(func(tx *bbolt.Tx) error {
 			var out []string

@@ -20,6 +20,41 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
+// No election is held because the machine has much to do: 512 callers at full
+// speed, and two goroutines that do nothing but use the processor.
+func TestNoElectionUnderLoad(t *testing.T) {
+	c := newCluster(t, t.TempDir(), ports(t, 3), func(int) []string { return nil })
+	term := func() string {
+		answer, err := c.nodes[0].ask("term")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	before := term()
+	stop := make(chan struct{})
+	load := c.load(512, stop)
+	for range 2 {
+		load.Go(func() {
+			for n := uint64(1); ; n = n*2862933555777941757 + 1 {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	timer := time.NewTimer(duration(t, 2*time.Second))
+	<-timer.C
+	close(stop)
+	load.Wait()
+	if after := term(); after != before {
+		t.Errorf("terms %s, then %s: %d writes", before, after, c.writes.Load())
+	}
+	t.Logf("no election in %d writes by 512 callers", c.writes.Load())
+}
+
 // ports are free ones below those that systems give to outgoing connections: a
 // node that starts again needs its own.
 func ports(t *testing.T, n int) []string {

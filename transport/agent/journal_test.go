@@ -25,6 +25,12 @@ func written(t *testing.T) string {
 	defer j.close()
 	for i := uint64(1); i <= 4; i++ {
 		u := &agentpb.Update{Cluster: 7, Revision: i, Since: i - 1, Full: i == 1, Services: []*lbstatepb.DesiredService{desired(fmt.Sprintf("s%d", i), i)}}
+		switch i { // in the base, then none, then another in the last change
+		case 1, 4:
+			u.Profile = &lbstatepb.DesiredProfile{Name: "edge", Revision: i}
+		case 3:
+			u.NoProfile = true
+		}
 		st = st.apply(u)
 		if err := j.accept(st, u, 0); err != nil {
 			t.Fatal(err)
@@ -45,8 +51,27 @@ func reopen(t *testing.T, dir string) (*state, JournalStatus) {
 
 func TestJournalKeepsWhatWasAccepted(t *testing.T) {
 	st, status := reopen(t, written(t))
-	if st.revision != 4 || len(st.entries) != 4 || st.cluster != 7 || status.Damage != "" || status.TornTail != 0 {
+	if st.revision != 4 || len(st.entries) != 4 || st.cluster != 7 || st.profile == nil || st.profile.revision != 4 || status.Damage != "" || status.TornTail != 0 {
 		t.Errorf("revision %d, %d services, status %+v", st.revision, len(st.entries), status)
+	}
+}
+
+// A journal that the program wrote before it knew profiles is read: three services,
+// of which a change removed one.
+func TestJournalOfBeforeProfiles(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"base", "deltas"} {
+		data, err := os.ReadFile(filepath.Join("testdata", "journal-v1", name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, status := reopen(t, dir)
+	if v, failures := st.view(); status.Damage != "" || status.TornTail != 0 || st.revision != 6 || len(v.Services) != 2 || v.Profile != nil || len(failures) != 0 {
+		t.Errorf("revision %d, %+v, %v, %+v", st.revision, v, failures, status)
 	}
 }
 
@@ -89,6 +114,9 @@ func TestJournalCutsAndFlips(t *testing.T) {
 		st, status := try(base, deltas[:n])
 		if status.Damage != "" || st.revision < 1 || st.revision > 3 {
 			t.Errorf("cut at %d: revision %d, %+v", n, st.revision, status)
+		}
+		if has := st.profile != nil && st.profile.revision == 1; has != (st.revision < 3) {
+			t.Errorf("cut at %d: at revision %d the profile is %+v", n, st.revision, st.profile)
 		}
 	}
 	for n := range deltas {

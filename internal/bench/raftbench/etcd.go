@@ -92,6 +92,8 @@ func (n *etcdNode) Leading() bool {
 	return n.e.Server.Leader() == n.e.Server.MemberID()
 }
 
+func (n *etcdNode) Term() uint64 { return n.e.Server.Term() }
+
 func (n *etcdNode) Close() error {
 	if n.c != nil {
 		n.c.Close()

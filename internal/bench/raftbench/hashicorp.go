@@ -125,6 +125,8 @@ func (n *hashicorpNode) GetLocal(key []byte) ([]byte, error) {
 
 func (n *hashicorpNode) Leading() bool { return n.r.State() == raft.Leader }
 
+func (n *hashicorpNode) Term() uint64 { return n.r.CurrentTerm() }
+
 func (n *hashicorpNode) Close() error {
 	err := n.r.Shutdown().Error()
 	if e := n.store.Close(); err == nil {

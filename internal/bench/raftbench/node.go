@@ -21,6 +21,8 @@ type node interface {
 	// GetLocal reads what this node has applied; nil when there is no such key.
 	GetLocal(key []byte) ([]byte, error)
 	Leading() bool
+	// Term is one up for each election.
+	Term() uint64
 	Close() error
 }
 

@@ -116,6 +116,11 @@ func (n *ourNode) Leading() bool {
 	return leading
 }
 
+func (n *ourNode) Term() uint64 {
+	_, term, _ := n.s.Leadership()
+	return term
+}
+
 func (n *ourNode) Close() error {
 	err := n.s.Close()
 	if e := <-n.done; err == nil {

@@ -124,10 +124,10 @@ func (b *bench) print() {
 				b.median(k.name, func(r result) float64 { return r.Writes[c].CPU }))
 		}
 	}
-	fmt.Printf("\n%-18s %14s %16s %12s %12s %12s\n", "", "leader reads/s", "follower reads/s", "failover ms", "restart s", "memory MiB")
+	fmt.Printf("\n%-18s %14s %16s %12s %12s %12s %16s\n", "", "leader reads/s", "follower reads/s", "failover ms", "restart s", "memory MiB", "false elections")
 	for _, k := range b.kinds {
-		fmt.Printf("%-18s %14.0f %16.0f %12.1f %12.3f %12.1f\n", k.name, b.leader(k), b.follower(k),
-			figures.Median(b.failovers[k.name]), figures.Median(b.restarts[k.name]), b.memory(k)/(1<<20))
+		fmt.Printf("%-18s %14.0f %16.0f %12.1f %12.3f %12.1f %16d\n", k.name, b.leader(k), b.follower(k),
+			figures.Median(b.failovers[k.name]), figures.Median(b.restarts[k.name]), b.memory(k)/(1<<20), b.elections(k))
 	}
 	fmt.Println()
 	for _, k := range b.kinds[1:] {
@@ -147,6 +147,8 @@ func (b *bench) print() {
 			figures.Less(os.Stdout, "raft/restart/1/"+k.name, figures.Median(b.restarts[ours.name]), figures.Median(b.restarts[k.name]))
 		}
 		figures.Less(os.Stdout, "raft/memory/1/"+k.name, b.memory(ours), b.memory(k))
+		// One more of each: none is what is wanted.
+		figures.Less(os.Stdout, "raft/false-elections/512/"+k.name, float64(b.elections(ours)+1), float64(b.elections(k)+1))
 	}
 }
 
@@ -160,6 +162,14 @@ func (b *bench) follower(k kind) float64 {
 
 func (b *bench) memory(k kind) float64 {
 	return b.median(k.name, func(r result) float64 { return float64(r.Memory) })
+}
+
+// elections are those of all rounds.
+func (b *bench) elections(k kind) (n uint64) {
+	for _, r := range b.results[k.name] {
+		n += r.Elections
+	}
+	return n
 }
 
 // sizes measures how the cost of a write grows with the size of the state.

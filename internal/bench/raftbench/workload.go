@@ -54,6 +54,7 @@ type result struct {
 	ReadLeader   rate
 	ReadFollower rate
 	Memory       uint64 // bytes at rest, whole process
+	Elections    uint64 // while 512 callers and two busy loops had the machine
 	Seconds      float64
 }
 
@@ -285,6 +286,9 @@ func (j job) cluster(k kind) (result, error) {
 			return r, err
 		}
 	}
+	if r.Elections, err = elections(nodes, j.For, put); err != nil {
+		return r, err
+	}
 	if j.Readers > 0 {
 		get := func(n node) func(context.Context, *rand.Rand) error {
 			return func(ctx context.Context, r *rand.Rand) error { return n.Get(ctx, keyOf(r.IntN(j.Keys))) }
@@ -300,6 +304,24 @@ func (j job) cluster(k kind) (result, error) {
 	}
 	_, r.Memory = figures.Settled()
 	return r, nil
+}
+
+// elections counts those that are held because the machine has much to do: none
+// should be.
+func elections(nodes []node, d time.Duration, put func(context.Context, *rand.Rand) error) (uint64, error) {
+	before := nodes[0].Term()
+	var stop atomic.Bool
+	var busy sync.WaitGroup
+	for range 2 {
+		busy.Go(func() {
+			for n := uint64(1); !stop.Load(); n = n*2862933555777941757 + 1 {
+			}
+		})
+	}
+	_, err := drive(512, d, put)
+	stop.Store(true)
+	busy.Wait()
+	return nodes[0].Term() - before, err
 }
 
 // fill writes keys from many callers, n of them spread over the key space.
