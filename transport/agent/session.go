@@ -92,6 +92,7 @@ func (s *session) sendLoop(ctx context.Context) {
 	defer tick.Stop()
 	var received *agentpb.Ack // held back
 	var late <-chan time.Time
+	spoke := false                     // since the last tick, other than by it
 	var report []*agentpb.AgentMessage // in between everything else
 	always := make(chan struct{})
 	close(always)
@@ -108,6 +109,11 @@ func (s *session) sendLoop(ctx context.Context) {
 			s.lastWords(received)
 			return
 		case <-tick.C:
+			// What was sent since the last tick has been heard as well.
+			if spoke && s.silence >= 4*s.beat {
+				spoke = false
+				continue
+			}
 			m.Message = &agentpb.AgentMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}
 		case request := <-s.requests:
 			m.Message = &agentpb.AgentMessage_Renew{Renew: &agentpb.Renew{Request: request}}
@@ -132,6 +138,7 @@ func (s *session) sendLoop(ctx context.Context) {
 			received, late = nil, nil
 			m.Message = &agentpb.AgentMessage_Ack{Ack: ack}
 		}
+		spoke = m.GetHeartbeat() == nil
 		if s.stream.Send(m) != nil {
 			return // the receiver sees why
 		}

@@ -67,6 +67,8 @@ type stream struct {
 	queue    []outgoing
 	sender   chan struct{} // closed when the sender, which sends the queue, ends; nil: there is none
 	answers  int           // in queue
+	launched bool          // an update was sent since the last heartbeat's turn
+	spared   int           // heartbeats, one after the other
 	question *question     // that waits for its answer
 	asked    time.Time     // when the last was
 	progress time.Time     // when the sender last got rid of a message
@@ -82,6 +84,9 @@ const (
 	// maxAnswers bounds the answers to requests that wait behind what is being
 	// sent.
 	maxAnswers = 8
+
+	// spareBeats is how many heartbeats in turn an update may stand for.
+	spareBeats = 3
 
 	// atOnce bounds the bytes that are sent without a sender before the agent
 	// acknowledges any: gRPC takes 64 KiB of a stream before it makes who sends
@@ -383,7 +388,7 @@ func (st *stream) later(read func() (*encoding, error), judge func(*encoding, er
 
 // launch sends an update. The caller holds mu.
 func (st *stream) launch(e *encoding) {
-	st.flight = e
+	st.flight, st.launched = e, true
 	st.post(e.chunks...)
 	st.server.known.update(st.hello.Name, func(a *AgentInfo) { a.Sent = e.revision })
 }
@@ -412,7 +417,15 @@ func (st *stream) alive(beat *agentpb.ServerMessage) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.sender == nil {
-		st.post(beat)
+		// What was sent since the last turn has been heard as well. Heartbeats also
+		// carry what agents have to know in time, so not all are spared.
+		if st.launched && st.spared < spareBeats && s.cfg.SilenceTimeout >= 4*s.cfg.HeartbeatInterval {
+			st.spared++
+		} else {
+			st.spared = 0
+			st.post(beat)
+		}
+		st.launched = false
 	} else if time.Since(st.progress) > s.cfg.SendTimeout {
 		return &farewell{agentpb.Bye_SLOW, "the agent does not read"}
 	}

@@ -224,6 +224,7 @@ var (
 func (a *ourAgent) send(ctx context.Context, stream grpc.BidiStreamingClient[agentpb.AgentMessage, agentpb.ServerMessage], acks chan uint64) {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
+	spoke := false
 	for {
 		kinds := []agentpb.Ack_Kind{agentpb.Ack_APPLIED} // as of an agent whose kernel takes less than 5 ms
 		var revision uint64
@@ -232,10 +233,15 @@ func (a *ourAgent) send(ctx context.Context, stream grpc.BidiStreamingClient[age
 			return
 		case <-tick.C:
 			kinds = nil
+			if spoke { // as agents do
+				spoke = false
+				continue
+			}
 			if stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Heartbeat{Heartbeat: &agentpb.Heartbeat{}}}) != nil {
 				return
 			}
 		case revision = <-acks:
+			spoke = true
 		}
 		for _, kind := range kinds {
 			ack := &agentpb.Ack{Kind: kind, Revision: revision, Applied: &agentpb.Applied{Revision: revision, Converged: true}}

@@ -141,6 +141,7 @@ func TestRolesOfRequests(t *testing.T) {
 		{http.MethodPut, "/api/v1/settings", "{}", "operator"},
 		{http.MethodPost, "/api/v1/agents/lb1/release", "{}", "operator"},
 		{http.MethodGet, "/api/v1/releases", "", "viewer"},
+		{http.MethodGet, "/api/v1/agents/lb1/statistics", "", "viewer"},
 		{http.MethodPost, "/api/v1/cluster/release-predecessor", "{}", "admin"},
 		{http.MethodGet, "/api/v1/cluster", "", "viewer"},
 		{http.MethodGet, "/api/v1/cluster/backup", "", "admin"},
