@@ -124,7 +124,8 @@ func (c *cluster) load(callers int, stop <-chan struct{}) *sync.WaitGroup {
 					return
 				default:
 				}
-				node, answer := rng.IntN(len(c.nodes)), ""
+				node := rng.IntN(len(c.nodes))
+				var answer string
 				if rng.IntN(3) == 0 {
 					answer = c.get(caller, node, c.key(rng))
 				} else {

@@ -35,7 +35,6 @@ const places = 4
 type world struct {
 	t      *testing.T
 	dir    string
-	bundle *identity.Bundle
 	source *identity.Source
 	// peers[i][j] is the way from the server in place i to that in place j,
 	// agents[j] that of all agents to place j.
