@@ -2,6 +2,7 @@ package healthcheck
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -60,6 +61,15 @@ type Result struct {
 	Advice   string        `json:"advice,omitempty"`   // what to do about it
 	Warning  string        `json:"warning,omitempty"`  // for a success too: a certificate that ends soon, say
 	Latency  time.Duration `json:"latency"`            // from the probe's start to its verdict; set by the engine when 0
+}
+
+// MarshalJSON gives the latency as text, to the microsecond.
+func (r Result) MarshalJSON() ([]byte, error) {
+	type plain Result // without this method
+	return json.Marshal(struct {
+		plain
+		Latency string `json:"latency"`
+	}{plain(r), r.Latency.Round(time.Microsecond).String()})
 }
 
 // OK says whether the probe succeeded.
