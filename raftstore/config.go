@@ -31,7 +31,7 @@ type Config struct {
 
 	SnapshotEntries uint64 // applied entries after which the state is made durable and the log is cut; default 10,000
 	SnapshotBytes   uint64 // of log since then that has the same effect; default 32 MiB
-	TrailingEntries uint64 // entries kept for followers that lag a little, up to SnapshotBytes; default 1,000
+	TrailingEntries uint64 // entries kept for followers that lag a little, up to a quarter of SnapshotBytes; default 1,000
 
 	MaxPending      int           // commands waiting to be applied on this node; default 4,096
 	MaxPendingBytes int           // of them; default 64 MiB

@@ -59,31 +59,61 @@ func (k *keeper) work() error {
 	return k.log.cut(to)
 }
 
+// trailingShare is the part of Config.SnapshotBytes that entries may take which
+// are kept for followers that lag a little.
+const trailingShare = 4
+
 // cutTo is up to where the log is not needed: never past what is durable in the
 // state, and not what a follower that lags a little may ask for.
 func (k *keeper) cutTo(mark wal.Mark) (uint64, error) {
 	c := k.s.cfg
-	if uint64(k.log.bytes.Load()) >= c.SnapshotBytes+c.SnapshotBytes/2 {
-		// The entries are large: keep a quarter of them, by bytes.
-		last, err := k.log.LastIndex()
-		if err != nil {
-			return 0, err
-		}
-		first, err := k.log.FirstIndex()
-		if err != nil || last < first {
-			return 0, err
-		}
-		entries, err := k.log.Entries(first, last+1, 1<<62)
-		if err != nil {
-			return 0, err
-		}
-		to := last
-		for size := uint64(0); to >= first && size < c.SnapshotBytes/4; to-- {
-			size += uint64(len(entries[to-first].GetData()))
-		}
-		return min(mark.Index-min(mark.Index, 1), to), nil
+	to := mark.Index - min(mark.Index, c.TrailingEntries)
+	keep := c.SnapshotBytes / trailingShare
+	if uint64(k.log.bytes.Load()) <= keep {
+		return to, nil
 	}
-	return mark.Index - min(mark.Index, c.TrailingEntries), nil
+	last, err := k.log.LastIndex()
+	if err != nil {
+		return 0, err
+	}
+	first, err := k.log.FirstIndex()
+	if err != nil || last < first {
+		return to, err
+	}
+	entries, err := k.log.Entries(first, last+1, 1<<62)
+	if err != nil {
+		return 0, err
+	}
+	large := last // up to here they take too much
+	for size := uint64(0); large >= first; large-- {
+		if size += uint64(len(entries[large-first].GetData())); size > keep {
+			break
+		}
+	}
+	// One is kept in any case, for its term.
+	return min(max(to, large), mark.Index-min(mark.Index, 1)), nil
+}
+
+// restTicks is how long nothing is applied before the log is cut to what is kept
+// for followers: what a burst has left there takes memory, and time at a start.
+const restTicks = 20
+
+// rest is how long the applied index has been the same.
+type rest struct {
+	index uint64
+	since uint64 // tick
+}
+
+// restUp has the state made durable and the log cut where a burst has ended.
+func (l *loop) restUp() {
+	if l.rest.index != l.applied.index {
+		l.rest = rest{l.applied.index, l.ticks}
+		return
+	}
+	keep := l.s.cfg.SnapshotBytes / trailingShare
+	if l.ticks-l.rest.since == restTicks && uint64(l.log.bytes.Load()) > keep {
+		wake(l.keep.due)
+	}
 }
 
 // Snapshot makes the state durable now and cuts the log, as happens by itself

@@ -30,6 +30,7 @@ type loop struct {
 	keep   *keeper
 
 	applied  progress
+	rest     rest
 	next     uint64 // sequence number of the next command
 	ticks    uint64
 	queued   []*proposal
@@ -376,6 +377,7 @@ func (l *loop) tick() {
 	l.expire(l.now())
 	l.promote()
 	l.record()
+	l.restUp()
 	l.s.cfg.Metrics.Queued(len(l.queued), int(l.s.pendingCommands.Load()))
 }
 
