@@ -68,12 +68,15 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.next.ServeHTTP(w, r)
 		return
 	}
+	behind := !g.caught.Load() // before the caller is judged, which is by what this node knows
 	who, no := g.admit(r)
 	if no == nil && strings.HasPrefix(r.URL.Path, "/raft/") && !who.server && g.source != nil {
 		no = &refusal{http.StatusForbidden, "only servers ask this of each other, and " + who.shown}
 	}
-	if no == nil && !who.server && who.shown != "" {
-		no = g.catchUp(r)
+	if no == nil && behind && changes(r) && !who.server && who.shown != "" {
+		if no = g.catchUp(r); no == nil {
+			who, no = g.admit(r)
+		}
 	}
 	if no != nil {
 		deny(w, *no)
@@ -93,12 +96,13 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.next.ServeHTTP(w, r)
 }
 
+func changes(r *http.Request) bool {
+	return r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodOptions
+}
+
 // catchUp keeps changes off a server that has just started and does not know
 // yet who was revoked while it was down.
 func (g *gate) catchUp(r *http.Request) *refusal {
-	if g.caught.Load() || r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), catchUpTimeout)
 	defer cancel()
 	if err := g.store.Barrier(ctx); err != nil {

@@ -28,6 +28,7 @@ type gated struct {
 	*gate
 	t      *testing.T
 	bundle *identity.Bundle
+	local  *lbstate.Local
 	served int // requests that came through
 }
 
@@ -39,7 +40,7 @@ func newGated(t *testing.T, secure bool) *gated {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { local.Close() })
-	g := &gated{t: t}
+	g := &gated{t: t, local: local}
 	var source *identity.Source
 	if secure {
 		if g.bundle, err = identity.NewBundle("prod", time.Now()); err != nil {
@@ -187,6 +188,57 @@ func TestGateBeforeTheServerHasCaughtUp(t *testing.T) {
 	if status, body := change(alice); status != http.StatusOK {
 		t.Errorf("%d %s", status, body)
 	}
+}
+
+// Who was barred while the server was down is judged anew once it has caught up:
+// the request that made it catch up is no exception.
+func TestGateJudgesAnewWhoMadeItCatchUp(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		meanwhile func(g *gated)
+	}{
+		{"disabled", func(g *gated) { g.user("bob", accessdata.Admin, true) }},
+		{"another role", func(g *gated) { g.user("bob", accessdata.Viewer, false) }},
+		{"revoked", func(g *gated) {
+			g.user("bob", accessdata.Viewer, false)
+			if _, err := g.store.Revoke(g.t.Context(), accessdata.Revocation{Kind: "operator", Name: "bob", Reason: "left"}, accessdata.WriteOptions{}); err != nil {
+				g.t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := newGated(t, true)
+			g.user("bob", accessdata.Admin, false)
+			secret, _ := g.token("bob", accessdata.Admin)
+			for _, shown := range []string{"token", "certificate"} {
+				g.caught.Store(false)
+				g.user("bob", accessdata.Admin, false)
+				g.gate.store = accessdata.NewStore(g.state, &catchingUp{g.local, func() { test.meanwhile(g) }})
+				r := httptest.NewRequest(http.MethodDelete, "/api/v1/cluster/members/node1", nil)
+				if r.TLS = (&tls.ConnectionState{}); shown == "token" {
+					r.Header.Set("Authorization", "Bearer "+secret)
+				} else {
+					r.TLS = g.shows(identity.RoleOperator, "bob")
+				}
+				w := httptest.NewRecorder()
+				g.ServeHTTP(w, r)
+				if strings.Contains(w.Body.String(), "Role:admin") {
+					t.Errorf("%s: %d %s", shown, w.Code, w.Body.String())
+				}
+			}
+		})
+	}
+}
+
+// catchingUp is a replicator that hears of something before it reads.
+type catchingUp struct {
+	lbstate.Replicator
+	hear func()
+}
+
+func (c *catchingUp) Read(ctx context.Context, fn func(*bbolt.Tx) error) error {
+	c.hear()
+	return c.Replicator.Read(ctx, fn)
 }
 
 // cutOff is a replicator that reads nothing.
