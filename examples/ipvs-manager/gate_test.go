@@ -83,7 +83,13 @@ func (g *gated) token(user string, role accessdata.Role) (secret, id string) {
 
 func (g *gated) shows(role identity.Role, name string) *tls.ConnectionState {
 	g.t.Helper()
-	c, err := g.bundle.Issue(identity.ID{Role: role, Name: name}, nil, time.Hour, time.Now())
+	return g.showed(role, name, time.Now())
+}
+
+// showed is a connection with a certificate that is valid for an hour.
+func (g *gated) showed(role identity.Role, name string, from time.Time) *tls.ConnectionState {
+	g.t.Helper()
+	c, err := g.bundle.Issue(identity.ID{Role: role, Name: name}, nil, time.Hour, from)
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -139,6 +145,8 @@ func TestWhoGetsThroughTheGate(t *testing.T) {
 		{"an operator who is a user", g.shows(identity.RoleOperator, "dora"), "", http.StatusOK, "Role:viewer"},
 		{"an operator who is a disabled user", g.shows(identity.RoleOperator, "eve"), "", http.StatusForbidden, "disabled"},
 		{"a server", g.shows(identity.RoleServer, "eve"), "", http.StatusOK, "Role:admin"},
+		{"an operator on a connection of before", g.showed(identity.RoleOperator, "alice", time.Now().Add(-2*time.Hour)), "", http.StatusForbidden, "was valid until"},
+		{"a server on a connection of before", g.showed(identity.RoleServer, "s2", time.Now().Add(-2*time.Hour)), "", http.StatusOK, "Role:admin"},
 		{"an agent", g.shows(identity.RoleAgent, "lb1"), "", http.StatusForbidden, "an operator or a server"},
 		{"an operator with a token has the token's role", g.shows(identity.RoleOperator, "alice"), "Bearer " + bobs, http.StatusOK, "Role:viewer"},
 	} {
@@ -318,7 +326,9 @@ func TestRequestsEndWithTheirRight(t *testing.T) {
 	secret, id := g.token("bob", accessdata.Viewer)
 	g.user("carl", accessdata.Viewer, false)
 	carls, _ := g.token("carl", accessdata.Viewer)
-	came := make(chan context.Context, 4)
+	g.user("fred", accessdata.Admin, false)
+	freds, _ := g.token("fred", accessdata.Admin)
+	came := make(chan context.Context, 8)
 	g.next = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		came <- r.Context()
 		<-r.Context().Done()
@@ -329,8 +339,9 @@ func TestRequestsEndWithTheirRight(t *testing.T) {
 	}
 	none := &tls.ConnectionState{}
 	token, alice, disabled := begin(none, "Bearer "+secret), begin(g.shows(identity.RoleOperator, "alice"), ""), begin(none, "Bearer "+carls)
+	lower, lowerToo := begin(none, "Bearer "+freds), begin(g.shows(identity.RoleOperator, "fred"), "")
 	g.recheck()
-	for _, ctx := range []context.Context{token, alice, disabled} {
+	for _, ctx := range []context.Context{token, alice, disabled, lower, lowerToo} {
 		if ctx.Err() != nil {
 			t.Fatal("ended before its time")
 		}
@@ -339,7 +350,13 @@ func TestRequestsEndWithTheirRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.user("carl", accessdata.Viewer, true)
+	g.user("fred", accessdata.Operator, false)
 	g.recheck()
+	for _, ctx := range []context.Context{lower, lowerToo} {
+		if ctx.Err() == nil {
+			t.Error("a request goes on whose caller's role was lowered")
+		}
+	}
 	<-alice.Done()
 	<-disabled.Done()
 	if token.Err() != nil {
