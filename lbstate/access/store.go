@@ -3,7 +3,9 @@ package access
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	"go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
@@ -89,6 +91,9 @@ func (st *Store) Issued(ctx context.Context, role, name, serial string, notAfter
 // Delete removes an object, a user together with its tokens, or returns
 // ErrNotFound.
 func (st *Store) Delete(ctx context.Context, ref lbstate.Ref, o WriteOptions) (lbstate.WriteResult, error) {
+	if len(ref.Name) > maxRef || !utf8.ValidString(ref.Name) || !slices.Contains(kinds, ref.Kind) { // so that it costs no entry in the log
+		return lbstate.WriteResult{}, fmt.Errorf("%s %.300q: %w", ref.Kind, ref.Name, lbstate.ErrNotFound)
+	}
 	return st.propose(ctx, o, &accesspb.Command{Kind: &accesspb.Command_Delete{Delete: &accesspb.Ref{Kind: string(ref.Kind), Name: ref.Name}}})
 }
 
