@@ -191,11 +191,16 @@ func (s *server) release(r releases.Release) {
 // releaseLasts is how long after it was made a release is passed on.
 const releaseLasts = 10 * time.Minute
 
+// releaser is the agents' port, as far as releases go.
+type releaser interface {
+	Release(name, held, reason string) error
+}
+
 // releaseTo passes a release on unless it is old: a server that starts applies
 // again what its log has had since the last checkpoint, and an agent may by then
 // hold back another state for the same reason, which nobody has looked at. The
 // clock plays no part in the replicated state.
-func releaseTo(agents interface{ Release(name, held, reason string) error }, r releases.Release, now time.Time) error {
+func releaseTo(agents releaser, r releases.Release, now time.Time) error {
 	if age := now.Sub(r.At); age > releaseLasts {
 		return fmt.Errorf("it was made at %s, %v ago by this host's clock, and lasts for %v", r.At.UTC().Format(time.RFC3339), age.Round(time.Second), releaseLasts)
 	}
