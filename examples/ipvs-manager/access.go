@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -68,12 +70,15 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.next.ServeHTTP(w, r)
 		return
 	}
+	behind := !g.caught.Load() // before the caller is judged, which is by what this node knows
 	who, no := g.admit(r)
 	if no == nil && strings.HasPrefix(r.URL.Path, "/raft/") && !who.server && g.source != nil {
 		no = &refusal{http.StatusForbidden, "only servers ask this of each other, and " + who.shown}
 	}
-	if no == nil && !who.server && who.shown != "" {
-		no = g.catchUp(r)
+	if no == nil && behind && changes(r) && !who.server && who.shown != "" {
+		if no = g.catchUp(r); no == nil {
+			who, no = g.admit(r)
+		}
 	}
 	if no != nil {
 		deny(w, *no)
@@ -93,12 +98,13 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.next.ServeHTTP(w, r)
 }
 
+func changes(r *http.Request) bool {
+	return r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodOptions
+}
+
 // catchUp keeps changes off a server that has just started and does not know
 // yet who was revoked while it was down.
 func (g *gate) catchUp(r *http.Request) *refusal {
-	if g.caught.Load() || r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), catchUpTimeout)
 	defer cancel()
 	if err := g.store.Barrier(ctx); err != nil {
@@ -153,12 +159,12 @@ func (g *gate) byToken(r *http.Request, secret string) (admission, *refusal) {
 	hash, since := accessdata.HashOf(secret), time.Now()
 	_, heard, _ := g.state.Token(hash, since)
 	return admission{caller: api.Caller{Author: "user " + p.User, Role: p.Role}, shown: "the token is one of user " + p.User, allowed: func() error {
-		_, known, err := g.state.Token(hash, time.Now())
+		now, known, err := g.state.Token(hash, time.Now())
 		heard = heard || known // by this node: then unknown means deleted
 		if !heard && time.Since(since) < settled {
 			return nil
 		}
-		return err
+		return errors.Join(err, lowered(p.Role, now.Role))
 	}}, nil
 }
 
@@ -173,22 +179,44 @@ func (g *gate) byCertificate(r *http.Request) (admission, *refusal) {
 	case id.Role != identity.RoleOperator && id.Role != identity.RoleServer:
 		return admission{}, &refusal{http.StatusForbidden, "an operator or a server may use this, and the certificate is that of " + id.String()}
 	}
+	if err := ended(r.TLS.PeerCertificates[0], id); err != nil {
+		return admission{}, &refusal{http.StatusForbidden, err.Error()}
+	}
 	who := admission{
 		shown:  "the certificate is that of " + id.String(),
 		caller: api.Caller{Author: string(id.Role) + " " + id.Name[:min(len(id.Name), 240)], Role: accessdata.Admin}, // what the state takes
 		server: id.Role == identity.RoleServer,
 	}
 	who.allowed = func() error {
-		if err := g.source.Live(*r.TLS); err != nil {
+		if err := errors.Join(g.source.Live(*r.TLS), ended(r.TLS.PeerCertificates[0], id)); err != nil {
 			return err
 		}
-		_, err := g.roleOf(id)
-		return err
+		now, err := g.roleOf(id)
+		return errors.Join(err, lowered(who.caller.Role, now))
 	}
 	if who.caller.Role, err = g.roleOf(id); err != nil {
 		return admission{}, &refusal{http.StatusForbidden, err.Error()}
 	}
 	return who, nil
+}
+
+// ended refuses an operator's certificate whose time is over: TLS looks at that
+// when a connection is made, and a connection can be kept for as long as its
+// client likes. Servers renew theirs, and what they keep up is their own.
+func ended(cert *x509.Certificate, id identity.ID) error {
+	if now := time.Now(); id.Role == identity.RoleOperator && now.After(cert.NotAfter) {
+		return fmt.Errorf("the certificate of %v was valid until %s, and this host's clock says %s: make a new one with ipvs-manager operator-cert",
+			id, cert.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// lowered is an error where a role no longer includes what it did.
+func lowered(was, now accessdata.Role) error {
+	if now.May(was) {
+		return nil
+	}
+	return fmt.Errorf("the role is no longer %s", was)
 }
 
 // roleOf is what the holder of a certificate may do: a server all, and an

@@ -73,6 +73,9 @@ func TestWarningsAndPrograms(t *testing.T) {
 	go secure.Serve(l) //nolint:errcheck // it ends with Close
 	defer secure.Close()
 	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "well"), []byte("#!/bin/sh\n[ $1 = 10.1.0.2 ]\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -150,6 +151,8 @@ func (c config) contradictions() error {
 			return fmt.Errorf("--allow_exec_checks: --exec_checks_dir: %w; make it, writable by root alone, and put the programs there", err)
 		} else if !dir.IsDir() {
 			return &flagError{"exec_checks_dir", c.execDir, "a directory"}
+		} else if runtime.GOOS != "windows" && dir.Mode().Perm()&0o022 != 0 {
+			return fmt.Errorf("--allow_exec_checks: --exec_checks_dir %s has mode %v: others than its owner may put programs there, which would run as the user of this process; chmod go-w it, once you have looked at what is in it", c.execDir, dir.Mode())
 		}
 	}
 	ports := map[int]string{}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +75,10 @@ func TestFlags(t *testing.T) {
 }
 
 func TestBadFlagsAreNamed(t *testing.T) {
+	open := t.TempDir()
+	if err := os.Chmod(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		args string
 		want []string // parts of the message
@@ -91,6 +96,7 @@ func TestBadFlagsAreNamed(t *testing.T) {
 		{"--exec_checks_dir /a/../b", []string{"--exec_checks_dir", `"/a/../b"`}},
 		{"--allow_exec_checks --exec_checks_dir /no/such/directory", []string{"--allow_exec_checks", "--exec_checks_dir", "/no/such/directory", "make it"}},
 		{"--allow_exec_checks --exec_checks_dir /dev/null", []string{"--exec_checks_dir", `"/dev/null"`, "a directory"}},
+		{"--allow_exec_checks --exec_checks_dir " + open, []string{"--exec_checks_dir", open, "drwxrwxrwx", "go-w"}},
 		{"--drain_timeout -1s", []string{"--drain_timeout", `"-1s"`, "a duration"}},
 		{"--server_port 0", []string{"--server_port", `"0"`, "1 to 65535"}},
 		{"--server_port 65536", []string{"--server_port", `"65536"`}},

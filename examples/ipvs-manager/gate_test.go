@@ -28,6 +28,7 @@ type gated struct {
 	*gate
 	t      *testing.T
 	bundle *identity.Bundle
+	local  *lbstate.Local
 	served int // requests that came through
 }
 
@@ -39,7 +40,7 @@ func newGated(t *testing.T, secure bool) *gated {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { local.Close() })
-	g := &gated{t: t}
+	g := &gated{t: t, local: local}
 	var source *identity.Source
 	if secure {
 		if g.bundle, err = identity.NewBundle("prod", time.Now()); err != nil {
@@ -82,7 +83,13 @@ func (g *gated) token(user string, role accessdata.Role) (secret, id string) {
 
 func (g *gated) shows(role identity.Role, name string) *tls.ConnectionState {
 	g.t.Helper()
-	c, err := g.bundle.Issue(identity.ID{Role: role, Name: name}, nil, time.Hour, time.Now())
+	return g.showed(role, name, time.Now())
+}
+
+// showed is a connection with a certificate that is valid for an hour.
+func (g *gated) showed(role identity.Role, name string, from time.Time) *tls.ConnectionState {
+	g.t.Helper()
+	c, err := g.bundle.Issue(identity.ID{Role: role, Name: name}, nil, time.Hour, from)
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -138,6 +145,8 @@ func TestWhoGetsThroughTheGate(t *testing.T) {
 		{"an operator who is a user", g.shows(identity.RoleOperator, "dora"), "", http.StatusOK, "Role:viewer"},
 		{"an operator who is a disabled user", g.shows(identity.RoleOperator, "eve"), "", http.StatusForbidden, "disabled"},
 		{"a server", g.shows(identity.RoleServer, "eve"), "", http.StatusOK, "Role:admin"},
+		{"an operator on a connection of before", g.showed(identity.RoleOperator, "alice", time.Now().Add(-2*time.Hour)), "", http.StatusForbidden, "was valid until"},
+		{"a server on a connection of before", g.showed(identity.RoleServer, "s2", time.Now().Add(-2*time.Hour)), "", http.StatusOK, "Role:admin"},
 		{"an agent", g.shows(identity.RoleAgent, "lb1"), "", http.StatusForbidden, "an operator or a server"},
 		{"an operator with a token has the token's role", g.shows(identity.RoleOperator, "alice"), "Bearer " + bobs, http.StatusOK, "Role:viewer"},
 	} {
@@ -187,6 +196,57 @@ func TestGateBeforeTheServerHasCaughtUp(t *testing.T) {
 	if status, body := change(alice); status != http.StatusOK {
 		t.Errorf("%d %s", status, body)
 	}
+}
+
+// Who was barred while the server was down is judged anew once it has caught up:
+// the request that made it catch up is no exception.
+func TestGateJudgesAnewWhoMadeItCatchUp(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		meanwhile func(g *gated)
+	}{
+		{"disabled", func(g *gated) { g.user("bob", accessdata.Admin, true) }},
+		{"another role", func(g *gated) { g.user("bob", accessdata.Viewer, false) }},
+		{"revoked", func(g *gated) {
+			g.user("bob", accessdata.Viewer, false)
+			if _, err := g.store.Revoke(g.t.Context(), accessdata.Revocation{Kind: "operator", Name: "bob", Reason: "left"}, accessdata.WriteOptions{}); err != nil {
+				g.t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := newGated(t, true)
+			g.user("bob", accessdata.Admin, false)
+			secret, _ := g.token("bob", accessdata.Admin)
+			for _, shown := range []string{"token", "certificate"} {
+				g.caught.Store(false)
+				g.user("bob", accessdata.Admin, false)
+				g.gate.store = accessdata.NewStore(g.state, &catchingUp{g.local, func() { test.meanwhile(g) }})
+				r := httptest.NewRequest(http.MethodDelete, "/api/v1/cluster/members/node1", nil)
+				if r.TLS = (&tls.ConnectionState{}); shown == "token" {
+					r.Header.Set("Authorization", "Bearer "+secret)
+				} else {
+					r.TLS = g.shows(identity.RoleOperator, "bob")
+				}
+				w := httptest.NewRecorder()
+				g.ServeHTTP(w, r)
+				if strings.Contains(w.Body.String(), "Role:admin") {
+					t.Errorf("%s: %d %s", shown, w.Code, w.Body.String())
+				}
+			}
+		})
+	}
+}
+
+// catchingUp is a replicator that hears of something before it reads.
+type catchingUp struct {
+	lbstate.Replicator
+	hear func()
+}
+
+func (c *catchingUp) Read(ctx context.Context, fn func(*bbolt.Tx) error) error {
+	c.hear()
+	return c.Replicator.Read(ctx, fn)
 }
 
 // cutOff is a replicator that reads nothing.
@@ -266,7 +326,9 @@ func TestRequestsEndWithTheirRight(t *testing.T) {
 	secret, id := g.token("bob", accessdata.Viewer)
 	g.user("carl", accessdata.Viewer, false)
 	carls, _ := g.token("carl", accessdata.Viewer)
-	came := make(chan context.Context, 4)
+	g.user("fred", accessdata.Admin, false)
+	freds, _ := g.token("fred", accessdata.Admin)
+	came := make(chan context.Context, 8)
 	g.next = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		came <- r.Context()
 		<-r.Context().Done()
@@ -277,8 +339,9 @@ func TestRequestsEndWithTheirRight(t *testing.T) {
 	}
 	none := &tls.ConnectionState{}
 	token, alice, disabled := begin(none, "Bearer "+secret), begin(g.shows(identity.RoleOperator, "alice"), ""), begin(none, "Bearer "+carls)
+	lower, lowerToo := begin(none, "Bearer "+freds), begin(g.shows(identity.RoleOperator, "fred"), "")
 	g.recheck()
-	for _, ctx := range []context.Context{token, alice, disabled} {
+	for _, ctx := range []context.Context{token, alice, disabled, lower, lowerToo} {
 		if ctx.Err() != nil {
 			t.Fatal("ended before its time")
 		}
@@ -287,7 +350,13 @@ func TestRequestsEndWithTheirRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.user("carl", accessdata.Viewer, true)
+	g.user("fred", accessdata.Operator, false)
 	g.recheck()
+	for _, ctx := range []context.Context{lower, lowerToo} {
+		if ctx.Err() == nil {
+			t.Error("a request goes on whose caller's role was lowered")
+		}
+	}
 	<-alice.Done()
 	<-disabled.Done()
 	if token.Err() != nil {

@@ -183,9 +183,28 @@ func newServer(cfg config, d *director, log *zap.Logger) (_ *server, err error) 
 // release tells the agents' port of a release that was committed. It is called
 // while the store runs.
 func (s *server) release(r releases.Release) {
-	if err := s.agents.Release(r.Agent, r.Held, r.By+": "+r.Reason); err != nil {
-		s.log.Warn("an agent's release waits on other servers alone", zap.String("agent", r.Agent), zap.Error(err))
+	if err := releaseTo(s.agents, r, time.Now()); err != nil {
+		s.log.Info("an agent's release is not passed on by this server", zap.String("agent", r.Agent), zap.Error(err))
 	}
+}
+
+// releaseLasts is how long after it was made a release is passed on.
+const releaseLasts = 10 * time.Minute
+
+// releaser is the agents' port, as far as releases go.
+type releaser interface {
+	Release(name, held, reason string) error
+}
+
+// releaseTo passes a release on unless it is old: a server that starts applies
+// again what its log has had since the last checkpoint, and an agent may by then
+// hold back another state for the same reason, which nobody has looked at. The
+// clock plays no part in the replicated state.
+func releaseTo(agents releaser, r releases.Release, now time.Time) error {
+	if age := now.Sub(r.At); age > releaseLasts {
+		return fmt.Errorf("it was made at %s, %v ago by this host's clock, and lasts for %v", r.At.UTC().Format(time.RFC3339), age.Round(time.Second), releaseLasts)
+	}
+	return agents.Release(r.Agent, r.Held, r.By+": "+r.Reason)
 }
 
 func (s *server) newHTTP(lb *lbstate.Store) (err error) {

@@ -34,7 +34,8 @@ type ExecConfig struct {
 }
 
 // Exec is a probe that runs a program: exit code 0 is a success. Its first
-// line of output is told when it fails. A program that outlives the timeout is
+// line of output is told when it fails. On Unix one that its group or everyone
+// may write is not run. A program that outlives the timeout is
 // killed, on Unix with all that is in its process group. It is made by NewExec.
 type Exec struct{ cfg ExecConfig }
 
@@ -66,6 +67,9 @@ func (p *Exec) Probe(ctx context.Context, target netip.AddrPort) healthcheck.Res
 	}
 	address, port := target.Addr().String(), fmt.Sprint(target.Port())
 	fill := strings.NewReplacer("{address}", address, "{port}", port)
+	if info, err := os.Stat(p.cfg.Path); err == nil && othersWrite(info.Mode()) {
+		return bad(healthcheck.Local, fmt.Sprintf("its mode is %v: others than its owner may write it, and would have run here what they like", info.Mode()), "chmod go-w it, once you have looked at what it does")
+	}
 	cmd := exec.CommandContext(ctx, p.cfg.Path)
 	for _, a := range p.cfg.Args {
 		cmd.Args = append(cmd.Args, fill.Replace(a))

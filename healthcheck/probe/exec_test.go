@@ -137,3 +137,24 @@ func TestExecIsOffUnlessAllowed(t *testing.T) {
 		}
 	}
 }
+
+// Who may write a program has this host run what they like.
+func TestExecRunsNothingThatOthersMayWrite(t *testing.T) {
+	target := netip.MustParseAddrPort("192.0.2.1:80")
+	path := script(t, "exit 0")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[os.FileMode]outcome{
+		0o755: fine,
+		0o775: {class: healthcheck.Local, phase: "program", found: "-rwxrwxr-x", advice: "chmod go-w"},
+		0o707: {class: healthcheck.Local, phase: "program", found: "-rwx---rwx", advice: "chmod go-w"},
+	} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		ask(t, newExec(t, ExecConfig{Path: path}), target, want)
+		ask(t, newExec(t, ExecConfig{Path: link}), target, want)
+	}
+}

@@ -92,7 +92,7 @@ func (s *State) Apply(tx *bbolt.Tx, _, index uint64, cmds [][]byte) ([]any, erro
 		}
 		results[i] = res
 		for _, ch := range t.changes {
-			s.pending = append(s.pending, pending{index, ch.old, ch.new})
+			s.pending = append(s.pending, pending{index, t.revision, ch.old, ch.new})
 		}
 	}
 	return results, nil

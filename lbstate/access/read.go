@@ -43,10 +43,18 @@ func one[T any](ctx context.Context, st *Store, ref lbstate.Ref, from func(*acce
 	return found, err
 }
 
-// Barrier returns once this node has applied every write that was acknowledged
-// before; lookups follow within milliseconds.
+// Barrier returns once this node knows every write that was acknowledged before,
+// in its lookups too.
 func (st *Store) Barrier(ctx context.Context) error {
-	return st.read(ctx, lbstate.ReadOptions{}, func(view) error { return nil })
+	var at uint64
+	if err := st.read(ctx, lbstate.ReadOptions{}, func(v view) error {
+		n, err := v.numbers()
+		at = n.revision
+		return err
+	}); err != nil {
+		return err
+	}
+	return st.state.reached(ctx, at)
 }
 
 // Users returns every user, by name.

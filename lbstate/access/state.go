@@ -1,6 +1,7 @@
 package access
 
 import (
+	"context"
 	"sync"
 
 	"go.etcd.io/bbolt"
@@ -22,14 +23,17 @@ type State struct {
 	logger  *zap.Logger
 	pending []pending // applied and not committed; of the goroutine that applies
 
-	mu      sync.RWMutex // guards the following
-	index   index
-	changed map[lbstate.Kind]chan struct{}
+	mu       sync.RWMutex // guards the following
+	index    index
+	revision uint64 // of the index
+	changed  map[lbstate.Kind]chan struct{}
+	moved    chan struct{} // closed at the next change of revision
 }
 
 // pending is what a command made of an object.
 type pending struct {
 	raft     uint64 // index of the entry
+	revision uint64 // that it made
 	old, new *accesspb.Object
 }
 
@@ -38,7 +42,7 @@ func New(cfg Config) *State {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	s := &State{logger: cfg.Logger.Named("access"), index: newIndex(), changed: map[lbstate.Kind]chan struct{}{}}
+	s := &State{logger: cfg.Logger.Named("access"), index: newIndex(), changed: map[lbstate.Kind]chan struct{}{}, moved: make(chan struct{})}
 	for _, k := range kinds {
 		s.changed[k] = make(chan struct{})
 	}
@@ -62,6 +66,7 @@ func (s *State) Committed(upTo uint64) {
 	for _, k := range touched(s.pending[:n]) {
 		s.wake(k)
 	}
+	s.move(s.pending[n-1].revision)
 	s.pending = append(s.pending[:0:0], s.pending[n:]...)
 }
 
@@ -104,7 +109,32 @@ func (s *State) Restored(tx *bbolt.Tx) error {
 	for _, k := range kinds {
 		s.wake(k)
 	}
+	s.move(n.revision)
 	return nil
+}
+
+// move says which revision the lookups are of. The caller holds mu.
+func (s *State) move(revision uint64) {
+	s.revision = revision
+	close(s.moved)
+	s.moved = make(chan struct{})
+}
+
+// reached waits until the lookups are of a revision, or a later one.
+func (s *State) reached(ctx context.Context, revision uint64) error {
+	for {
+		s.mu.RLock()
+		at, moved := s.revision, s.moved
+		s.mu.RUnlock()
+		if at >= revision {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // wake wakes those who wait for a change of a kind. The caller holds mu.

@@ -3,9 +3,12 @@ package access
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	"go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/lbstate/access/accesspb"
@@ -88,24 +91,35 @@ func (st *Store) Issued(ctx context.Context, role, name, serial string, notAfter
 // Delete removes an object, a user together with its tokens, or returns
 // ErrNotFound.
 func (st *Store) Delete(ctx context.Context, ref lbstate.Ref, o WriteOptions) (lbstate.WriteResult, error) {
+	if len(ref.Name) > maxRef || !utf8.ValidString(ref.Name) || !slices.Contains(kinds, ref.Kind) { // so that it costs no entry in the log
+		return lbstate.WriteResult{}, fmt.Errorf("%s %.300q: %w", ref.Kind, ref.Name, lbstate.ErrNotFound)
+	}
 	return st.propose(ctx, o, &accesspb.Command{Kind: &accesspb.Command_Delete{Delete: &accesspb.Ref{Kind: string(ref.Kind), Name: ref.Name}}})
 }
 
-// maxExpired is how many objects one command may name.
-const maxExpired = 1000
+// maxExpired is how many objects one command may name, and maxExpiredBytes what
+// they may take: with the longest names it is fewer.
+const (
+	maxExpired      = 1000
+	maxExpiredBytes = MaxCommandBytes - 16<<10 // leaves room for author and reason
+)
 
 // Expire drops tokens and revocations that are over by this node's clock, at
-// most 1000, and says how many it named. It writes nothing where there are none.
+// most 1000, and fewer where their names are long, and says how many it named. It
+// writes nothing where there are none.
 func (st *Store) Expire(ctx context.Context, o WriteOptions) (int, error) {
 	now := st.now().UnixMilli()
 	e := &accesspb.Expire{}
+	size := 0
 	err := st.replicator.ReadStale(func(tx *bbolt.Tx) error {
 		v := openView(tx)
 		for _, k := range []lbstate.Kind{KindToken, KindRevocation} {
 			if err := v.each(k, func(obj *accesspb.Object) error {
-				if over := expires(obj); over != 0 && over <= now && len(e.GetObjects()) < maxExpired {
+				if over := expires(obj); over != 0 && over <= now && len(e.GetObjects()) < maxExpired && size < maxExpiredBytes {
 					ref := refOf(obj)
-					e.Objects = append(e.Objects, &accesspb.Expired{Ref: &accesspb.Ref{Kind: string(ref.Kind), Name: ref.Name}, Revision: obj.GetRevision()})
+					x := &accesspb.Expired{Ref: &accesspb.Ref{Kind: string(ref.Kind), Name: ref.Name}, Revision: obj.GetRevision()}
+					e.Objects = append(e.Objects, x)
+					size += proto.Size(x) + 4 // tag and length
 				}
 				return nil
 			}); err != nil {

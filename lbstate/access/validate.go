@@ -12,7 +12,8 @@ import (
 // Limits of what an object holds, in bytes unless said otherwise.
 const (
 	maxName      = 63
-	maxHolder    = 253 // as in certificates
+	maxHolder    = 253                          // as in certificates
+	maxRef       = maxHolder + len("operator/") // an object's name, of any kind
 	maxNote      = 1024
 	maxWhy       = 512 // of a revocation
 	maxLabels    = 32  // labels

@@ -2,6 +2,7 @@ package access
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 
 	"go.etcd.io/bbolt"
@@ -59,6 +60,9 @@ func (v view) numbers() (counters, error) {
 
 // object returns an object, or nil.
 func (v view) object(ref lbstate.Ref) (*accesspb.Object, error) {
+	if !slices.Contains(kinds, ref.Kind) {
+		return nil, nil // "credential/agent" and "a" would make the key of another kind's "agent/a"
+	}
 	key := []byte(ref.String())
 	body, err := v.get(objectsBucket, key)
 	if err != nil || body == nil {

@@ -55,6 +55,8 @@ type stream struct {
 	heard atomic.Int64 // Unix nanoseconds of the last message
 	beat  time.Time    // when pulse looked last; of pulse alone
 
+	looking sync.Mutex // held by who looks again; taken before mu
+
 	mu       sync.Mutex        // guards the fields below, and sending by other than the sender
 	over     bool              // the stream ends: nothing more is posted
 	view     *view             // nil before the agent is greeted
