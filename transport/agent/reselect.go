@@ -45,6 +45,8 @@ func (s *Server) rechecks() {
 // lookAgain finds out whether the agent may stay, and what it is to be shown. One
 // that is not shown anything yet looks by itself once it is.
 func (st *stream) lookAgain(ctx context.Context) error {
+	st.looking.Lock()
+	defer st.looking.Unlock()
 	if err := st.proved(); err != nil {
 		return &farewell{agentpb.Bye_REFUSED, err.Error()}
 	}

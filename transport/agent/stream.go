@@ -45,6 +45,8 @@ type stream struct {
 	grpc   grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]
 	cancel context.CancelCauseFunc // ends the stream
 
+	looking sync.Mutex // makes one caller at a time of lookAgain ask: the last answer counts
+
 	hello  Hello                // set before begun; its labels are those that selected then
 	claims Hello                // the same, with the labels that were proved, or claimed
 	counts bool                 // the same: it has statistics
