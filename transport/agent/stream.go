@@ -446,7 +446,9 @@ func (p *position) next(v *view) (e *encoding, read func() (*encoding, error), e
 	if p.resume && !p.full && p.have == now.revision && p.claimed != now.sum(p.profiles) {
 		p.full = true
 	}
-	if p.full || p.resume && !now.covers(p.have) {
+	// A view that was acquired later begins after what the agent has, and one that
+	// goes on forgets it while the agent is busy.
+	if p.full || !now.covers(p.have) && (p.resume || p.have < now.revision) {
 		cluster, since, full, profiles := p.cluster, p.have, p.full, p.profiles
 		return nil, func() (*encoding, error) { return v.read(now, cluster, since, full, profiles) }, nil
 	}
