@@ -54,8 +54,9 @@ type stream struct {
 	auth   credentials.AuthInfo // the same; nil without an Authenticator
 	begun  bool                 // guarded by the server's mu
 
-	heard atomic.Int64 // Unix nanoseconds of the last message
-	beat  time.Time    // when pulse looked last; of pulse alone
+	heard   atomic.Int64 // Unix nanoseconds of the last message
+	sending atomic.Int64 // the same of when a message began to be sent without a sender; 0: none is
+	beat    time.Time    // when pulse looked last; of pulse alone
 
 	mu       sync.Mutex        // guards the fields below, and sending by other than the sender
 	over     bool              // the stream ends: nothing more is posted
@@ -87,9 +88,20 @@ const (
 
 	// atOnce bounds the bytes that are sent without a sender before the agent
 	// acknowledges any: gRPC takes 64 KiB of a stream before it makes who sends
-	// wait for the other end.
+	// wait for the other end. An agent may acknowledge what it has not read, so
+	// this can fail: see unstick.
 	atOnce = 32 << 10
+
+	// stuckAfter is how long what is sent without a sender may take: who sends it
+	// keeps all other agents waiting.
+	stuckAfter = time.Second
+
+	// endPatience is how long a handler waits for its stream's end.
+	endPatience = 2 * time.Second
 )
+
+// errUnread ends a stream that took the word of its agent for what was read.
+var errUnread = errors.New("the agent does not read what it acknowledges")
 
 func (st *stream) end(code agentpb.Bye_Code, reason string) { st.cancel(&farewell{code, reason}) }
 
@@ -103,7 +115,10 @@ func (st *stream) post(msgs ...*agentpb.ServerMessage) {
 		size := proto.Size(m)
 		if st.sender == nil && st.unread+size <= atOnce {
 			st.unread += size
-			if err := st.grpc.Send(m); err != nil {
+			st.sending.Store(time.Now().UnixNano())
+			err := st.grpc.Send(m)
+			st.sending.Store(0)
+			if err != nil {
 				st.cancel(err)
 				return
 			}
@@ -153,8 +168,18 @@ func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agent
 	st := &stream{server: s, grpc: g, cancel: cancel}
 	s.streams.Go(func() { st.receive(ctx) })
 	<-ctx.Done()
-	st.close(context.Cause(ctx))
-	return nil // what still hangs in receiving or sending ends with the handler
+	problem := context.Cause(ctx)
+	closed := make(chan struct{})
+	s.streams.Go(func() { defer close(closed); st.close(problem) })
+	if !errors.Is(problem, errUnread) {
+		patience := time.NewTimer(endPatience)
+		defer patience.Stop()
+		select {
+		case <-closed:
+		case <-patience.C:
+		}
+	}
+	return nil // what still hangs in receiving or sending, and may hold mu, ends with the handler
 }
 
 // close ends a stream for the reason given. A farewell is said if it leaves
