@@ -261,13 +261,12 @@ func (j *journal) append(e *agentpb.JournalEntry, durable bool) error {
 	if err != nil {
 		return err
 	}
-	if _, err := j.deltas.WriteAt(rec, j.deltaSize); err != nil {
-		return err
+	_, err = j.deltas.WriteAt(rec, j.deltaSize)
+	if err == nil && durable {
+		err = j.deltas.Sync()
 	}
-	if durable {
-		if err := j.deltas.Sync(); err != nil {
-			return err
-		}
+	if err != nil { // what a shorter record leaves of this one would be taken for damage
+		return errors.Join(err, j.deltas.Truncate(j.deltaSize))
 	}
 	j.deltaSize += int64(len(rec))
 	return nil
