@@ -143,6 +143,9 @@ func (j *journal) read() (*state, uint64, error) {
 		if u.GetCluster() == st.cluster && u.GetRevision() <= st.revision {
 			continue // the base holds it
 		}
+		if j.baseSize > 0 && u.GetCluster() != st.cluster {
+			continue // of what the base has replaced: the power failed before it was gone
+		}
 		if u.GetCluster() != st.cluster || u.GetSince() != st.revision {
 			return nil, 0, &damageError{name, int64(off - n), fmt.Sprintf("a change since revision %d follows revision %d", u.GetSince(), st.revision)}
 		}
