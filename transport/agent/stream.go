@@ -167,7 +167,11 @@ func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agent
 	ctx, cancel := context.WithCancelCause(g.Context())
 	st := &stream{server: s, grpc: g, cancel: cancel}
 	s.streams.Go(func() { st.receive(ctx) })
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case <-s.life.Done(): // Close does not know of who is not served yet
+		st.end(agentpb.Bye_STOPPING, "the server stops")
+	}
 	problem := context.Cause(ctx)
 	closed := make(chan struct{})
 	s.streams.Go(func() { defer close(closed); st.close(problem) })
