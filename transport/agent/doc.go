@@ -42,5 +42,6 @@
 //	view.tell          view.run       when all streams are told     nothing
 //	Server.pulse       first stream   Close                         when each stream has its turn
 //	Server.rechecks    first stream   Close                         looking again at all streams
+//	Server.unstick     first stream   Close                         none: ends streams that make others wait
 //	Server.monitor     first stream   Close                         the server's condition
 package agent

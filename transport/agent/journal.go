@@ -143,6 +143,9 @@ func (j *journal) read() (*state, uint64, error) {
 		if u.GetCluster() == st.cluster && u.GetRevision() <= st.revision {
 			continue // the base holds it
 		}
+		if j.baseSize > 0 && u.GetCluster() != st.cluster {
+			continue // of what the base has replaced: the power failed before it was gone
+		}
 		if u.GetCluster() != st.cluster || u.GetSince() != st.revision {
 			return nil, 0, &damageError{name, int64(off - n), fmt.Sprintf("a change since revision %d follows revision %d", u.GetSince(), st.revision)}
 		}
@@ -261,13 +264,12 @@ func (j *journal) append(e *agentpb.JournalEntry, durable bool) error {
 	if err != nil {
 		return err
 	}
-	if _, err := j.deltas.WriteAt(rec, j.deltaSize); err != nil {
-		return err
+	_, err = j.deltas.WriteAt(rec, j.deltaSize)
+	if err == nil && durable {
+		err = j.deltas.Sync()
 	}
-	if durable {
-		if err := j.deltas.Sync(); err != nil {
-			return err
-		}
+	if err != nil { // what a shorter record leaves of this one would be taken for damage
+		return errors.Join(err, j.deltas.Truncate(j.deltaSize))
 	}
 	j.deltaSize += int64(len(rec))
 	return nil

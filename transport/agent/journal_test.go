@@ -164,3 +164,39 @@ func FuzzChunk(f *testing.F) {
 		}
 	})
 }
+
+// INV-11, INV-12: a state of another cluster that was released takes the place of
+// the one before also where the power fails before the changes of that are gone.
+func TestJournalOfAnotherClusterOverOldChanges(t *testing.T) {
+	dir := written(t)
+	old, err := os.ReadFile(filepath.Join(dir, "deltas"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, st, _, err := openJournal(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &agentpb.Update{Cluster: 8, Revision: 2, Full: true, Services: []*lbstatepb.DesiredService{desired("new", 2)}}
+	if err := j.accept(st.apply(u), u, 0); err != nil {
+		t.Fatal(err)
+	}
+	j.close()
+	if err := os.WriteFile(filepath.Join(dir, "deltas"), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if j, st, _, err = openJournal(dir); err != nil {
+		t.Fatal(err)
+	}
+	if s := j.account(); st.cluster != 8 || st.revision != 2 || len(st.entries) != 1 || s.Damage != "" {
+		t.Errorf("cluster %d, revision %d, %d services, %+v", st.cluster, st.revision, len(st.entries), s)
+	}
+	next := &agentpb.Update{Cluster: 8, Revision: 3, Since: 2, Services: []*lbstatepb.DesiredService{desired("more", 3)}}
+	if err := j.accept(st.apply(next), next, 0); err != nil {
+		t.Fatal(err)
+	}
+	j.close()
+	if st, status := reopen(t, dir); st.cluster != 8 || st.revision != 3 || len(st.entries) != 2 || status.Damage != "" {
+		t.Errorf("cluster %d, revision %d, %d services, %+v", st.cluster, st.revision, len(st.entries), status)
+	}
+}

@@ -35,3 +35,26 @@ func (s *Server) pulse() {
 		clear(due)
 	}
 }
+
+// unstick ends the streams that make others wait: those that something is sent to
+// without a sender, though their agents do not read. It takes no stream's mu, and
+// ends with the server.
+func (s *Server) unstick() {
+	tick := time.NewTicker(stuckAfter / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.life.Done():
+			return
+		}
+		late := time.Now().Add(-stuckAfter).UnixNano()
+		s.mu.Lock()
+		for _, st := range s.open {
+			if began := st.sending.Load(); began != 0 && began < late {
+				st.cancel(errUnread)
+			}
+		}
+		s.mu.Unlock()
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,47 +83,6 @@ func TestOtherLabelsOnALiveStream(t *testing.T) {
 	wait(t, "refused", func() bool {
 		return !c.Status().Connected && strings.Contains(c.Status().LastError, "not wanted here")
 	})
-}
-
-// Labels that change while a stream that has just begun looks again by itself are
-// not undone by the answer that it had before.
-func TestTheLastAnswerHolds(t *testing.T) {
-	var a applier
-	var s *secured
-	ready, over := make(chan struct{}), make(chan struct{})
-	var calls atomic.Int32
-	s = newSecured(t, rare, func(c *agent.ServerConfig) {
-		c.LabelsFor = func(context.Context, agent.Hello) (map[string]string, error) {
-			switch calls.Add(1) {
-			case 1: // of the hello
-				<-ready
-				return map[string]string{"zone": "a"}, nil
-			case 2: // of the stream itself; it has its answer, and meanwhile another comes
-				s.server.Recheck()
-				for limit := time.Now().Add(300 * time.Millisecond); a.services() != "everywhere in-b" && time.Now().Before(limit); {
-					<-time.After(time.Millisecond)
-				}
-				defer close(over)
-				return map[string]string{"zone": "a"}, nil
-			}
-			return map[string]string{"zone": "b"}, nil
-		}
-	})
-	who := s.issue(identity.ID{Role: identity.RoleAgent, Name: "a1"})
-	c := s.follow(&a, func(c *agent.ClientConfig) { c.Credentials = creds(who.ClientTLS()) })
-	close(ready)
-	<-over
-	wait(t, "the answers are heard", func() bool { return calls.Load() >= 3 })
-	s.put("everywhere", 50, nil)
-	last, err := s.store.Revision(t.Context(), readAll)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wait(t, "the last state", func() bool { return c.Status().Revision == last })
-	wait(t, "the view of the last labels", func() bool { return a.services() == "everywhere in-b" })
-	if info := s.server.Agents(); len(info) != 1 || info[0].Labels["zone"] != "b" {
-		t.Errorf("%+v", info)
-	}
 }
 
 // Labels that change at any moment of a stream's life lead to their view, and

@@ -243,6 +243,7 @@ func (s *Server) begin(ctx context.Context, st *stream) (bye agentpb.Bye_Code, r
 	s.watched.Do(func() {
 		s.streams.Go(s.monitor)
 		s.streams.Go(s.pulse)
+		s.streams.Go(s.unstick)
 		s.streams.Go(s.rechecks)
 	})
 	s.known.connected(st.hello, s.cfg.ServerName, old != nil)

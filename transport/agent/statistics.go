@@ -145,6 +145,9 @@ func (st *stream) counted(p *agentpb.StatisticsPart) error {
 	if q.size += proto.Size(p); q.size > maxAnswer {
 		return &farewell{agentpb.Bye_REFUSED, fmt.Sprintf("an answer of more than %d bytes", maxAnswer)}
 	}
+	if n := len(q.answer.Series) + len(p.GetSeries()); n > maxSeries {
+		return &farewell{agentpb.Bye_REFUSED, fmt.Sprintf("an answer of %d series; at most %d are taken", n, maxSeries)}
+	}
 	for _, s := range p.GetSeries() {
 		series, err := seriesFrom(s)
 		if err != nil {

@@ -15,9 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
-	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/transport/agent/agentpb"
 )
 
@@ -52,8 +50,9 @@ type stream struct {
 	auth   credentials.AuthInfo // the same; nil without an Authenticator
 	begun  bool                 // guarded by the server's mu
 
-	heard atomic.Int64 // Unix nanoseconds of the last message
-	beat  time.Time    // when pulse looked last; of pulse alone
+	heard   atomic.Int64 // Unix nanoseconds of the last message
+	sending atomic.Int64 // the same of when a message began to be sent without a sender; 0: none is
+	beat    time.Time    // when pulse looked last; of pulse alone
 
 	looking sync.Mutex // held by who looks again; taken before mu
 
@@ -76,72 +75,7 @@ type stream struct {
 	progress time.Time     // when the sender last got rid of a message
 }
 
-// outgoing is a message with its size in bytes.
-type outgoing struct {
-	message *agentpb.ServerMessage
-	size    int
-}
-
-const (
-	// maxAnswers bounds the answers to requests that wait behind what is being
-	// sent.
-	maxAnswers = 8
-
-	// spareBeats is how many heartbeats in turn an update may stand for.
-	spareBeats = 3
-
-	// atOnce bounds the bytes that are sent without a sender before the agent
-	// acknowledges any: gRPC takes 64 KiB of a stream before it makes who sends
-	// wait for the other end.
-	atOnce = 32 << 10
-)
-
 func (st *stream) end(code agentpb.Bye_Code, reason string) { st.cancel(&farewell{code, reason}) }
-
-// post sends messages after those that were posted before. It does not wait for
-// the other end. The caller holds mu.
-func (st *stream) post(msgs ...*agentpb.ServerMessage) {
-	if st.over {
-		return
-	}
-	for _, m := range msgs {
-		size := proto.Size(m)
-		if st.sender == nil && st.unread+size <= atOnce {
-			st.unread += size
-			if err := st.grpc.Send(m); err != nil {
-				st.cancel(err)
-				return
-			}
-			continue
-		}
-		st.queue = append(st.queue, outgoing{m, size})
-		if st.sender == nil {
-			st.sender, st.progress = make(chan struct{}), time.Now()
-			st.server.streams.Go(st.send)
-		}
-	}
-}
-
-// send is the sender: it ends when all is sent.
-func (st *stream) send() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	for len(st.queue) > 0 {
-		next := st.queue[0]
-		st.queue = st.queue[1:]
-		st.unread += next.size
-		st.mu.Unlock()
-		err := st.grpc.Send(next.message)
-		st.mu.Lock()
-		st.progress = time.Now()
-		if err != nil {
-			st.cancel(err)
-			break
-		}
-	}
-	close(st.sender)
-	st.sender, st.queue, st.answers = nil, nil, 0
-}
 
 // Stream serves one agent until either side ends it.
 func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.ServerMessage]) error {
@@ -157,9 +91,23 @@ func (sv *service) Stream(g grpc.BidiStreamingServer[agentpb.AgentMessage, agent
 	ctx, cancel := context.WithCancelCause(g.Context())
 	st := &stream{server: s, grpc: g, cancel: cancel}
 	s.streams.Go(func() { st.receive(ctx) })
-	<-ctx.Done()
-	st.close(context.Cause(ctx))
-	return nil // what still hangs in receiving or sending ends with the handler
+	select {
+	case <-ctx.Done():
+	case <-s.life.Done(): // Close does not know of who is not served yet
+		st.end(agentpb.Bye_STOPPING, "the server stops")
+	}
+	problem := context.Cause(ctx)
+	closed := make(chan struct{})
+	s.streams.Go(func() { defer close(closed); st.close(problem) })
+	if !errors.Is(problem, errUnread) {
+		patience := time.NewTimer(endPatience)
+		defer patience.Stop()
+		select {
+		case <-closed:
+		case <-patience.C:
+		}
+	}
+	return nil // what still hangs in receiving or sending, and may hold mu, ends with the handler
 }
 
 // close ends a stream for the reason given. A farewell is said if it leaves
@@ -432,110 +380,4 @@ func (st *stream) alive(beat *agentpb.ServerMessage) error {
 		return &farewell{agentpb.Bye_SLOW, "the agent does not read"}
 	}
 	return nil
-}
-
-// position is what an agent holds of its view.
-type position struct {
-	cluster uint64
-	have    uint64 // revision; 0: nothing
-	full    bool   // only the whole state helps
-	// resume says that the agent comes with what it had: claimed is its digest.
-	resume   bool
-	claimed  uint64
-	restores int // of the moment before; -1: none
-	profiles bool
-}
-
-// next is what the agent lacks, or nil; where that must be read from the store,
-// read does it, and its result is for fitting to judge.
-func (p *position) next(v *view) (e *encoding, read func() (*encoding, error), err error) {
-	now, err := v.state()
-	if err != nil || now == nil {
-		return nil, nil, err
-	}
-	// What the agent holds may be of a state that is no more.
-	p.full = p.full || p.restores >= 0 && now.restores != p.restores
-	p.restores = now.restores
-	if p.resume && !p.full && p.have == now.revision && p.claimed != now.sum(p.profiles) {
-		p.full = true
-	}
-	if p.full || p.resume && !now.covers(p.have) {
-		cluster, since, full, profiles := p.cluster, p.have, p.full, p.profiles
-		return nil, func() (*encoding, error) { return v.read(now, cluster, since, full, profiles) }, nil
-	}
-	if p.have < now.revision {
-		e, err = now.delta(p.cluster, p.have, p.profiles)
-	}
-	if err == nil {
-		e, err = p.fitting(e)
-	}
-	return e, nil, err
-}
-
-// fitting is what of e the agent lacks, which is nil where it holds it all.
-func (p *position) fitting(e *encoding) (*encoding, error) {
-	if e != nil && e.revision < p.have {
-		return nil, &farewell{agentpb.Bye_BEHIND, fmt.Sprintf("this server is at revision %d, the agent has seen %d", e.revision, p.have)}
-	}
-	if e != nil && e.empty && p.resume && p.claimed == e.digest {
-		e = nil
-	}
-	p.resume = false
-	return e, nil
-}
-
-// acked takes the agent's word on the update in flight.
-func (p *position) acked(ack *agentpb.Ack) error {
-	p.full = false
-	switch {
-	case !covers(ack.GetKind()) && ack.GetWantFull():
-		p.full = true
-	case ack.GetKind() == agentpb.Ack_REJECTED:
-		return &farewell{agentpb.Bye_REFUSED, "the agent rejected the update: " + ack.GetReason()}
-	default: // received, or held until someone releases it
-		p.have = ack.GetRevision()
-	}
-	return nil
-}
-
-// List answers once with the whole view.
-func (sv *service) List(ctx context.Context, r *agentpb.ListRequest) (*agentpb.ListResponse, error) {
-	s := sv.server
-	if err := checkHello(&agentpb.Hello{Name: r.GetName(), Labels: r.GetLabels(), Features: r.GetFeatures()}); err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
-	if err := s.ready(ctx); err != nil {
-		return nil, status.Error(codes.Unavailable, err.Error())
-	}
-	hello := Hello{Name: r.GetName(), Labels: r.GetLabels(), Cluster: r.GetCluster(), Revision: r.GetRevision()}
-	if _, err := s.admit(ctx, &hello); err != nil {
-		return nil, status.Error(codes.PermissionDenied, err.Error())
-	}
-	labels, err := s.selecting(ctx, hello)
-	if err != nil {
-		return nil, status.Error(codes.PermissionDenied, err.Error())
-	}
-	select { // each reads the whole state
-	case s.lists <- struct{}{}:
-		defer func() { <-s.lists }()
-	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
-	}
-	u, err := s.cfg.Store.Watch(lbstate.WatchOptions{Labels: labels}).Next(ctx)
-	if err != nil {
-		return nil, status.Error(codes.Unavailable, err.Error())
-	}
-	answer := &agentpb.ListResponse{Cluster: s.cfg.Cluster(), Revision: u.Revision}
-	for _, v := range u.Services {
-		answer.Digest += pairDigest(v.Name, v.Version)
-		answer.Services = append(answer.Services, lbstate.Desired(v).Proto())
-	}
-	if p := u.Profile; p != nil && hasProfiles(r.GetFeatures()) {
-		answer.Profile = p.Desired().Proto()
-		answer.Digest += profileDigest(p.Name, p.Revision)
-	}
-	if r.GetCluster() == answer.Cluster && r.GetDigest() == answer.Digest && r.GetRevision() > 0 {
-		answer.Unchanged, answer.Services, answer.Profile = true, nil, nil
-	}
-	return answer, nil
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"runtime"
 	"slices"
@@ -100,7 +101,7 @@ type views struct {
 func labelsKey(labels map[string]string) string {
 	var b strings.Builder
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		b.WriteString(k + "\x00" + labels[k] + "\x00")
+		fmt.Fprintf(&b, "%q=%q,", k, labels[k]) // quoted: an agent may say any bytes
 	}
 	return b.String()
 }

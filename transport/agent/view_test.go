@@ -297,3 +297,11 @@ func FuzzAgentMessage(f *testing.F) {
 		}
 	})
 }
+
+// Labels that are not the same never share a view.
+func TestLabelsKeyIsUnique(t *testing.T) {
+	a, b := map[string]string{"a": "1", "b": "2"}, map[string]string{"a": "1\x00b\x002"}
+	if labelsKey(a) == labelsKey(b) {
+		t.Errorf("%q and %q have the same key", a, b)
+	}
+}
