@@ -42,6 +42,6 @@ func TestLogIsCutAtRest(t *testing.T) {
 		t.Errorf("the log begins at %d, %v, and the state is durable up to %d", first, err, s.state.lastCheckpoint().Index)
 	}
 	stop()
-	<-ended
+	must(t, <-ended)
 	must(t, s.Close())
 }
