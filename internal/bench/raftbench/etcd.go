@@ -71,6 +71,15 @@ func (n *etcdNode) Put(ctx context.Context, key, value []byte) error {
 	return err
 }
 
+func (n *etcdNode) PutAll(ctx context.Context, keys [][]byte, value []byte) error {
+	tx := &pb.TxnRequest{}
+	for _, k := range keys {
+		tx.Success = append(tx.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: k, Value: value}}})
+	}
+	_, err := n.e.Server.Txn(ctx, tx)
+	return err
+}
+
 func (n *etcdNode) Get(ctx context.Context, key []byte) error {
 	if n.c != nil {
 		_, err := n.c.Get(ctx, string(key))

@@ -3,7 +3,6 @@ package raftbench
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -103,10 +102,12 @@ func openHashicorp(p place, open func(dir string) (logStore, error)) (node, erro
 	return &hashicorpNode{r: r, store: store, fsm: fsm}, nil
 }
 
-func (n *hashicorpNode) Put(_ context.Context, key, value []byte) error {
-	cmd := binary.AppendUvarint(make([]byte, 0, len(key)+len(value)+4), uint64(len(key)))
-	cmd = append(append(cmd, key...), value...)
-	return n.r.Apply(cmd, 10*time.Second).Error()
+func (n *hashicorpNode) Put(ctx context.Context, key, value []byte) error {
+	return n.PutAll(ctx, [][]byte{key}, value)
+}
+
+func (n *hashicorpNode) PutAll(_ context.Context, keys [][]byte, value []byte) error {
+	return n.r.Apply(encodePairs(keys, value), 10*time.Second).Error()
 }
 
 func (n *hashicorpNode) Get(_ context.Context, key []byte) error {
@@ -142,12 +143,12 @@ type mapFSM struct {
 }
 
 func (f *mapFSM) Apply(l *raft.Log) any {
-	n, w := binary.Uvarint(l.Data)
-	rest := l.Data[w:]
 	f.mu.Lock()
-	f.m[string(rest[:n])] = rest[n:]
-	f.mu.Unlock()
-	return nil
+	defer f.mu.Unlock()
+	return eachPair(l.Data, func(key, value []byte) error {
+		f.m[string(key)] = value
+		return nil
+	})
 }
 
 func (f *mapFSM) Snapshot() (raft.FSMSnapshot, error) {

@@ -16,6 +16,8 @@ import (
 type node interface {
 	// Put returns when the write is committed and applied on this node.
 	Put(ctx context.Context, key, value []byte) error
+	// PutAll is Put of up to 100 keys as one command.
+	PutAll(ctx context.Context, keys [][]byte, value []byte) error
 	// Get is a linearizable read of one key.
 	Get(ctx context.Context, key []byte) error
 	// GetLocal reads what this node has applied; nil when there is no such key.

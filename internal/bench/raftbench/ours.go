@@ -82,13 +82,12 @@ func founding(p place, incarnation uint64) (raftstore.Founding, error) {
 	return f, nil
 }
 
-func command256(key, value []byte) []byte {
-	cmd := binary.AppendUvarint(make([]byte, 0, len(key)+len(value)+4), uint64(len(key)))
-	return append(append(cmd, key...), value...)
+func (n *ourNode) Put(ctx context.Context, key, value []byte) error {
+	return n.PutAll(ctx, [][]byte{key}, value)
 }
 
-func (n *ourNode) Put(ctx context.Context, key, value []byte) error {
-	_, _, err := n.m.Propose(ctx, command256(key, value))
+func (n *ourNode) PutAll(ctx context.Context, keys [][]byte, value []byte) error {
+	_, _, err := n.m.Propose(ctx, encodePairs(keys, value))
 	return err
 }
 
@@ -140,9 +139,7 @@ func (kvMachine) Apply(tx *bbolt.Tx, _, _ uint64, cmds [][]byte) ([]any, error) 
 		return nil, err
 	}
 	for _, c := range cmds {
-		n, w := binary.Uvarint(c)
-		rest := c[w:]
-		if err := b.Put(rest[:n], rest[n:]); err != nil {
+		if err := eachPair(c, b.Put); err != nil {
 			return nil, err
 		}
 	}

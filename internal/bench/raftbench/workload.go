@@ -275,7 +275,7 @@ func (j job) cluster(k kind) (result, error) {
 	put := func(ctx context.Context, r *rand.Rand) error {
 		return nodes[0].Put(ctx, keyOf(r.IntN(j.Keys)), value)
 	}
-	if err := fill(nodes[0], j.Keys, j.Entries); err != nil {
+	if err := load(nodes[0], j.Keys); err != nil {
 		return r, err
 	}
 	for _, callers := range j.Callers {
@@ -324,15 +324,34 @@ func elections(nodes []node, d time.Duration, put func(context.Context, *rand.Ra
 	return nodes[0].Term() - before, err
 }
 
-// fill writes keys from many callers, n of them spread over the key space.
+// load writes every key once, many in one command: it is not what is measured.
+func load(to node, keys int) error {
+	const each = 100
+	return fromMany(32, (keys+each-1)/each, func(i int) error {
+		var some [][]byte
+		for k := i * each; k < min((i+1)*each, keys); k++ {
+			some = append(some, keyOf(k))
+		}
+		return to.PutAll(context.Background(), some, make([]byte, valueSize))
+	})
+}
+
+// fill writes n keys, spread over the key space, one in a command.
 func fill(to node, keys, n int) error {
+	return fromMany(256, n, func(i int) error {
+		return to.Put(context.Background(), keyOf((i+1)*keys/n%keys), make([]byte, valueSize))
+	})
+}
+
+// fromMany does n things, so many at once.
+func fromMany(callers, n int, do func(i int) error) error {
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	errs := make([]error, 256)
+	errs := make([]error, callers)
 	for c := range errs {
 		wg.Go(func() {
-			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
-				if errs[c] = to.Put(context.Background(), keyOf(int(i*int64(keys)/int64(n))%keys), make([]byte, valueSize)); errs[c] != nil {
+			for i := int(next.Add(1)); i <= n; i = int(next.Add(1)) {
+				if errs[c] = do(i - 1); errs[c] != nil {
 					return
 				}
 			}
