@@ -327,13 +327,15 @@ func elections(nodes []node, d time.Duration, put func(context.Context, *rand.Ra
 // load writes every key once, many in one command: it is not what is measured.
 func load(to node, keys int) error {
 	const each = 100
-	return fromMany(32, (keys+each-1)/each, func(i int) error {
+	err := fromMany(32, (keys+each-1)/each, func(i int) error {
 		var some [][]byte
 		for k := i * each; k < min((i+1)*each, keys); k++ {
 			some = append(some, keyOf(k))
 		}
 		return to.PutAll(context.Background(), some, make([]byte, valueSize))
 	})
+	time.Sleep(1500 * time.Millisecond) // what that leaves to sync and to cut
+	return err
 }
 
 // fill writes n keys, spread over the key space, one in a command.
