@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"go.etcd.io/bbolt"
 
@@ -152,8 +153,15 @@ func (s *stateDB) clean(all bool) error {
 
 // openState opens a state file for updates, with room to grow.
 func openState(path string, size int64) (*bbolt.DB, int64, error) {
-	room := max(stateMapBytes(), 4*int(size))
+	least := max(1<<26, 4*int(size))
+	room := max(stateMapBytes(), least)
 	db, err := openBolt(path, room, false)
+	// Where the address space is small (39 bits with some kernels, ulimit -v) the
+	// file gets what there is: for a moment there are two, when a snapshot comes.
+	for errors.Is(err, syscall.ENOMEM) && room > least {
+		room = max(room/2, least)
+		db, err = openBolt(path, room, false)
+	}
 	return db, int64(room) / 2, err
 }
 

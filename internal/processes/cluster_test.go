@@ -81,8 +81,33 @@ func (c *cluster) until(what string, ok func() bool) {
 	defer tick.Stop()
 	for deadline := time.Now().Add(time.Minute); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
+			c.explain()
 			c.t.Fatalf("not within a minute: %s", what)
 		}
+	}
+}
+
+// explain logs what each node says of itself: its state, what it has logged, and
+// its goroutines, which end it.
+func (c *cluster) explain() {
+	for _, p := range c.nodes {
+		status := make(chan string, 1)
+		go func() {
+			text, err := p.ask("status")
+			status <- fmt.Sprint(text, " ", err)
+		}()
+		select {
+		case text := <-status:
+			c.t.Logf("%s: %s", p.cfg.Name, text)
+		case <-time.After(5 * time.Second):
+			c.t.Logf("%s says nothing", p.cfg.Name)
+		}
+		p.signal(syscall.SIGQUIT)
+	}
+	for _, p := range c.nodes {
+		p.kill()
+		said, err := os.ReadFile(p.errs)
+		c.t.Logf("%s: %.40000s %v", p.cfg.Name, said, err)
 	}
 }
 

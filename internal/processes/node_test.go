@@ -50,6 +50,7 @@ func TestMain(m *testing.M) {
 //	get ID KEY         → ID ok VALUE | ID unknown
 //	dump ID            → ID ok TEXT, of what this node has applied
 //	term ID            → ID ok TERM
+//	status ID          → ID ok TEXT, for people
 func serve(text string) error {
 	var cfg nodeConfig
 	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
@@ -126,6 +127,8 @@ func (n *server) answer(verb string, args []string) {
 		})
 	case "term":
 		text = fmt.Sprint(n.store.Status().Term)
+	case "status":
+		text = fmt.Sprintf("%+v", n.store.Status())
 	case "dump":
 		err = n.store.ReadStale(func(tx *bbolt.Tx) error {
 			var out []string
