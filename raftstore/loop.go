@@ -128,12 +128,12 @@ func (s *Store) newLoop() (*loop, error) {
 		s: s, self: l.self, boot: l.boot, queue: newQueue[applyTask](), progress: l.applied,
 		due: func() { wake(l.keep.due) }, committed: make(chan struct{}, 1), told: l.applied.index,
 	}
-	s.state.write.done = func(err error) {
+	s.state.onCommit(func(err error) {
 		if err != nil {
 			s.inbox.fail(err)
 		}
 		wake(l.apply.committed)
-	}
+	})
 	return l, nil
 }
 

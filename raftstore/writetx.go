@@ -17,7 +17,7 @@ import (
 // comes: until someone reads, who must see all of it, or for holdFor. What is in
 // it is acknowledged already: the log has it, and a start applies it again.
 type writeTx struct {
-	mu       sync.Mutex // guards the fields below but the atomic ones, and the transaction
+	mu       sync.Mutex // guards the fields below but the atomic ones and now and later, and the transaction
 	tx       *bbolt.Tx
 	opened   time.Time
 	commands int
@@ -31,7 +31,7 @@ type writeTx struct {
 
 	now   func() time.Time
 	later func(time.Duration, func())
-	done  func(error) // hears of commits that were not made within update; may be nil
+	done  func(error) // hears of commits that were not made within update; nil until the loop is there
 }
 
 const (
@@ -82,9 +82,10 @@ func (s *stateDB) inTx(fn func(*bbolt.Tx) error) (err error) {
 		}
 		w.opened, w.commands = w.now(), 0
 		w.open.Store(true)
+		done := w.done
 		w.later(holdFor, func() {
-			if err := s.flush(); err != nil && w.done != nil {
-				w.done(err)
+			if err := s.flush(); err != nil && done != nil {
+				done(err)
 			}
 		})
 	}
@@ -137,12 +138,20 @@ func (s *stateDB) flush() error {
 		defer w.mu.Unlock()
 		return w.failed
 	}
-	err := s.commit()
+	err, done := s.commit(), w.done
 	w.mu.Unlock()
-	if w.done != nil {
-		w.done(err)
+	if done != nil {
+		done(err)
 	}
 	return err
+}
+
+// onCommit sets who hears of commits. Readers may have begun already, and what the
+// founding left may be open.
+func (s *stateDB) onCommit(done func(error)) {
+	s.write.mu.Lock()
+	defer s.write.mu.Unlock()
+	s.write.done = done
 }
 
 // abandon drops what is not committed: the state is closed, or replaced.
