@@ -22,11 +22,13 @@ type applier struct {
 	// confChange hands a membership change to raft, which the loop owns.
 	confChange func(*raftpb.ConfChangeV2) (*raftpb.ConfState, error)
 	due        func()        // asks for a checkpoint
-	committed  chan struct{} // holds a token when someone else has committed
+	toTell     chan struct{} // holds a token when the state machines may be told again
 
 	mu sync.Mutex // guards the fields below, and calls of the state machines
 	progress
-	told     uint64   // index that the state machines know to be committed
+	told     uint64 // index that the state machines know to be committed
+	toldAt   time.Time
+	telling  bool     // toTell gets a token
 	commits  uint64   // of the state, when a checkpoint was last asked for
 	since    work     // done since the last checkpoint was asked for
 	envelope envelope // scratch
@@ -52,7 +54,8 @@ type work struct {
 // bbolt goes over all of them at the beginning of each.
 const maxCheckpointTransactions = 1024
 
-// applyTask is entries to apply, or a snapshot to install.
+// applyTask is entries to apply, or a snapshot to install. An empty one is there
+// for what is done after every task.
 type applyTask struct {
 	msg      *raftpb.Message
 	snapshot *incomingSnapshot
@@ -67,8 +70,9 @@ func (a *applier) run(stop <-chan struct{}) {
 		select {
 		case <-stop:
 			return
-		case <-a.committed:
+		case <-a.toTell:
 			a.mu.Lock()
+			a.telling = false
 			a.tell()
 			a.mu.Unlock()
 		case <-a.queue.ready:
@@ -99,10 +103,11 @@ func (a *applier) work() error {
 		var back []*raftpb.Message
 		n, size := 0, int64(0)
 		for n < len(tasks) && tasks[n].snapshot == nil && (n == 0 || size < maxApplyBytes) {
-			m := tasks[n].msg
-			size += entryBytes(m.Entries)
-			entries = append(entries, m.Entries...)
-			back = append(back, m.Responses...)
+			if m := tasks[n].msg; m != nil {
+				size += entryBytes(m.Entries)
+				entries = append(entries, m.Entries...)
+				back = append(back, m.Responses...)
+			}
 			n++
 		}
 		tasks = tasks[n:]
@@ -110,7 +115,11 @@ func (a *applier) work() error {
 		if err != nil {
 			return err
 		}
+		a.tell()
 		a.report(n, back, changes)
+		if err := a.s.state.commitFull(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -233,7 +242,7 @@ func (an *answer) finish(s *Store) {
 	s.cfg.Metrics.Answered(len(an.batch.proposals), time.Since(oldest))
 }
 
-// advance is called when a transaction is committed.
+// advance is called when entries are applied.
 func (a *applier) advance(last *raftpb.Entry, entries, bytes uint64) {
 	a.index, a.term = last.GetIndex(), last.GetTerm()
 	a.since.entries += entries
@@ -243,20 +252,29 @@ func (a *applier) advance(last *raftpb.Entry, entries, bytes uint64) {
 		a.since, a.commits = work{}, commits
 		a.due()
 	}
-	a.tell()
 	// What was handed to a former leader and is not in the log by now was
 	// probably lost with it. Probably: the outcome is unknown.
 	lost := a.s.pending.takeIf(func(b *batch) bool { return b.term < a.term })
 	a.s.finishAll(lost, unknown(errLeaderChanged))
 }
 
-// tell says to the state machines what is committed since they last heard; mu is
-// held. While a transaction is open whoever commits it wakes the stage.
+// tellEvery is how often the state machines are told what is committed: watchers
+// read then, which ends the transaction that would take more.
+const tellEvery = 3 * time.Millisecond
+
+// tell says to the state machines what is committed since they last heard, now or
+// when they may be told again; mu is held.
 func (a *applier) tell() {
-	if a.told == a.index || a.s.state.write.open.Load() {
+	if a.told == a.index || a.telling {
 		return
 	}
-	a.told = a.index
+	now := a.s.state.write.now()
+	if wait := tellEvery - now.Sub(a.toldAt); wait > 0 {
+		a.telling = true
+		a.s.state.write.later(wait, func() { wake(a.toTell) })
+		return
+	}
+	a.told, a.toldAt = a.index, now
 	for _, name := range a.s.names {
 		a.s.cfg.StateMachines[name].Committed(a.index)
 	}

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -96,6 +97,20 @@ func headOf(tx *bbolt.Tx) ([]byte, error) {
 		return nil, fmt.Errorf("the head of the state has %d bytes, want %d", len(h.head), h.want)
 	}
 	return h.head, nil
+}
+
+// writeBack sends to the disk what the next checkpoint would have to, without
+// haste. It ends early when stop is closed.
+func (s *stateDB) writeBack(stop <-chan struct{}) error {
+	_, name := s.current()
+	err := s.files.WriteBack(filepath.Join(s.dir, name), stop)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a snapshot has come
+	}
+	if err != nil {
+		return fmt.Errorf("write back %s: %w", name, err)
+	}
+	return nil
 }
 
 // checkpoint makes the state as it is durable, and returns up to where it has

@@ -34,9 +34,9 @@
 // stage has nothing to do, it does itself: the stage's state is the loop's then.
 // What comes for the loop goes through the inbox, which is bounded in bytes.
 //
-// The transaction that commands are applied in stays open for up to 3 ms, and is
-// committed when someone reads, whoever comes first (writetx.go). Its commands are
-// answered before: the log holds them.
+// The transaction that commands are applied in stays open until there is much in
+// it, for a second at most, and is committed when someone reads, whoever comes
+// first (writetx.go). Its commands are answered before: the log holds them.
 //
 // # What is bounded
 //

@@ -27,7 +27,11 @@ func (k *keeper) run(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case <-k.due:
-			if err := k.work(); err != nil {
+			err := k.s.state.writeBack(stop)
+			if err == nil {
+				err = k.work()
+			}
+			if err != nil {
 				k.s.inbox.fail(err)
 				return
 			}

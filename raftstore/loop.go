@@ -126,14 +126,9 @@ func (s *Store) newLoop() (*loop, error) {
 	}
 	l.apply = &applier{
 		s: s, self: l.self, boot: l.boot, queue: newQueue[applyTask](), progress: l.applied,
-		due: func() { wake(l.keep.due) }, committed: make(chan struct{}, 1), told: l.applied.index,
+		due: func() { wake(l.keep.due) }, toTell: make(chan struct{}, 1), told: l.applied.index,
 	}
-	s.state.onCommit(func(err error) {
-		if err != nil {
-			s.inbox.fail(err)
-		}
-		wake(l.apply.committed)
-	})
+	s.state.onFailure(s.inbox.fail)
 	return l, nil
 }
 
@@ -342,12 +337,17 @@ func (l *loop) toApply(m *raftpb.Message) error {
 	}
 	l.apply.mu.Lock()
 	_, err := l.apply.apply(m.Entries)
+	l.apply.tell()
 	l.applied = l.apply.progress
 	l.apply.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	l.respond(m.Responses)
+	if l.s.state.write.full.Load() {
+		l.applies++ // what comes is applied after it: the loop is not to wait for a commit
+		l.apply.queue.push(applyTask{})
+	}
 	return nil
 }
 

@@ -89,13 +89,14 @@ func (p *pending) takeIf(is func(*batch) bool) []*batch {
 	return taken
 }
 
-// inFlight counts the batches that were handed to raft at tick since or later.
-func (p *pending) inFlight(since uint64) int {
+// inFlight counts the batches that were handed to raft in term, at tick since or
+// later.
+func (p *pending) inFlight(term, since uint64) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
 	for _, b := range p.batches {
-		if b.tick >= since {
+		if b.term == term && b.tick >= since {
 			n++
 		}
 	}
@@ -213,6 +214,10 @@ const (
 	// the disks idle, more make the 99th percentile worse.
 	maxInFlight = 4
 
+	// fewCommands wait for what is on its way, and come together then: the log
+	// would take them one after the other anyhow, at the price of a sync each.
+	fewCommands = 32
+
 	// lostTicks is after how many ticks an entry is taken for lost, as with the
 	// connection to the leader, and does not count as on its way any more.
 	lostTicks = 4
@@ -220,7 +225,7 @@ const (
 
 // propose hands what is queued to raft, many commands in one entry.
 func (l *loop) propose() {
-	for len(l.queued) > 0 && l.s.pending.inFlight(l.ticks-min(l.ticks, lostTicks)) < maxInFlight {
+	for l.mayPropose() {
 		b, commands := l.nextBatch()
 		if len(b.proposals) == 0 {
 			continue
@@ -234,6 +239,15 @@ func (l *loop) propose() {
 			l.s.finishAll(refused, notApplied(l.refusal(err)))
 		}
 	}
+}
+
+// mayPropose says whether what is queued is to be handed to raft now.
+func (l *loop) mayPropose() bool {
+	if len(l.queued) == 0 {
+		return false
+	}
+	on := l.s.pending.inFlight(l.rn.BasicStatus().GetTerm(), l.ticks-min(l.ticks, lostTicks))
+	return on == 0 || on < maxInFlight && len(l.queued) >= fewCommands
 }
 
 // nextBatch takes from the queue what goes into one entry.

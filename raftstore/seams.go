@@ -28,8 +28,8 @@ type StateMachine interface {
 	// back, and the same entry applied again.
 	Apply(tx *bbolt.Tx, term, index uint64, cmds [][]byte) ([]any, error)
 
-	// Committed says that everything up to index is committed to the database
-	// and visible to readers. It is the only place that publishes to watchers. It
+	// Committed says that everything up to index is committed, and in every read
+	// that begins from now on. It is the only place that publishes to watchers. It
 	// may come a few milliseconds after the commands were answered, once for many.
 	Committed(index uint64)
 

@@ -61,6 +61,7 @@ func (n *simNode) newest(cmd []byte) []byte {
 func (n *simNode) start() error {
 	n.s.state.moreRoom = 16 << 10
 	n.s.state.write.now = func() time.Time { return n.sim.now }
+	n.s.state.write.stagger = func() int64 { return int64(n.sim.rng.IntN(50)) }
 	n.s.state.write.later = func(time.Duration, func()) {} // see work
 	if n.sim.broken == forgetsApplied && n.s.state.lastCheckpoint().Index > foundingIndex {
 		if err := n.forget(); err != nil {

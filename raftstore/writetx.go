@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -14,32 +15,40 @@ import (
 
 // writeTx is the transaction that entries are applied in. Committing costs bbolt
 // more than applying one command, so it stays open for a while and takes what
-// comes: until someone reads, who must see all of it, or for holdFor. What is in
-// it is acknowledged already: the log has it, and a start applies it again.
+// comes: until someone reads, who must see all of it, until there is much in it, or
+// for holdFor. What is in it is acknowledged already: the log has it, and a start
+// applies it again.
 type writeTx struct {
-	mu       sync.Mutex // guards the fields below but the atomic ones and now and later, and the transaction
+	mu       sync.Mutex // guards the fields below but the atomic ones and now, stagger and later, and the transaction
 	tx       *bbolt.Tx
 	opened   time.Time
 	commands int
+	early    int64 // per cent of what a transaction may hold by which it is committed earlier
 	limit    int64 // of the file's size
 	failed   error // a commit that failed: the node ends
 
 	open    atomic.Bool   // there is a transaction
+	full    atomic.Bool   // it is to be committed
 	commits atomic.Uint64 // how many there were
 	size    atomic.Int64  // of the file, about
 	applied atomic.Int64  // commands ever, as they were counted for update
 
-	now   func() time.Time
-	later func(time.Duration, func())
-	done  func(error) // hears of commits that were not made within update; nil until the loop is there
+	now     func() time.Time
+	stagger func() int64 // the next early: nodes that share a machine are not to commit in step
+	later   func(time.Duration, func())
+	fail    func(error) // hears of a commit that failed outside of update; nil until the loop is there
 }
 
 const (
-	// holdFor bounds how late watchers hear of a change when no one reads.
-	holdFor = 3 * time.Millisecond
-	// holdCommands bounds the memory of the transaction, and how long a reader
-	// may have to wait for it.
-	holdCommands = 2048
+	// holdFor bounds how long memory is taken for what no one reads.
+	holdFor = time.Second
+	// holdNodes bounds how long a commit takes, which costs by the page: a reader
+	// waits for it, and so do callers, if many come at once. Where they come singly
+	// hardly one of them meets a commit, and larger ones are fewer.
+	holdNodes       = 256
+	holdNodesSingly = 1024
+	// holdCommands bounds it where the commands share pages.
+	holdCommands = 4096
 	// usualCommand is the bytes by which commands are counted where they are larger.
 	usualCommand = 256
 )
@@ -47,6 +56,7 @@ const (
 func newStateDB(files disk.FS, dir string) *stateDB {
 	s := &stateDB{files: files, dir: dir, moreRoom: moreRoom}
 	s.write.now = time.Now
+	s.write.stagger = func() int64 { return rand.Int64N(50) }
 	s.write.later = func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }
 	return s
 }
@@ -66,10 +76,27 @@ func (s *stateDB) update(commands int, fn func(*bbolt.Tx) error) error {
 	}
 	w.commands += commands
 	w.applied.Add(int64(commands))
-	if w.commands >= holdCommands || w.now().Sub(w.opened) >= holdFor {
-		return s.commit()
+	nodes := int64(holdNodes)
+	if commands == 1 {
+		nodes = holdNodesSingly
 	}
+	w.full.Store(w.commands >= holdCommands || dirtyNodes(w.tx) >= nodes-nodes*w.early/100 || w.now().Sub(w.opened) >= holdFor)
 	return nil
+}
+
+// commitFull commits what update has said is full. It is not part of update, so
+// that the callers have their answers first.
+func (s *stateDB) commitFull() error {
+	if !s.write.full.Load() {
+		return nil
+	}
+	return s.flush()
+}
+
+// dirtyNodes is how many pages of the tree a transaction has taken up to change.
+func dirtyNodes(tx *bbolt.Tx) int64 {
+	stats := tx.Stats()
+	return stats.GetNodeCount()
 }
 
 // inTx runs fn in the open transaction; mu is held.
@@ -80,14 +107,9 @@ func (s *stateDB) inTx(fn func(*bbolt.Tx) error) (err error) {
 		if w.tx, err = s.db.Begin(true); err != nil {
 			return err
 		}
-		w.opened, w.commands = w.now(), 0
+		w.opened, w.commands, w.early = w.now(), 0, w.stagger()
 		w.open.Store(true)
-		done := w.done
-		w.later(holdFor, func() {
-			if err := s.flush(); err != nil && done != nil {
-				done(err)
-			}
-		})
+		w.later(holdFor, func() { _ = s.flush() }) // the loop hears of an error
 	}
 	if size := w.tx.Size(); size > w.limit {
 		// bbolt would wait for the checkpoint's reader, for ever.
@@ -123,6 +145,7 @@ func (s *stateDB) commit() (err error) {
 	}
 	w.tx = nil
 	w.open.Store(false)
+	w.full.Store(false)
 	w.commits.Add(1)
 	return nil
 }
@@ -138,20 +161,20 @@ func (s *stateDB) flush() error {
 		defer w.mu.Unlock()
 		return w.failed
 	}
-	err, done := s.commit(), w.done
+	err, fail := s.commit(), w.fail
 	w.mu.Unlock()
-	if done != nil {
-		done(err)
+	if err != nil && fail != nil {
+		fail(err)
 	}
 	return err
 }
 
-// onCommit sets who hears of commits. Readers may have begun already, and what the
-// founding left may be open.
-func (s *stateDB) onCommit(done func(error)) {
+// onFailure sets who hears of a commit that failed where someone read. Readers may
+// have begun already.
+func (s *stateDB) onFailure(fail func(error)) {
 	s.write.mu.Lock()
 	defer s.write.mu.Unlock()
-	s.write.done = done
+	s.write.fail = fail
 }
 
 // abandon drops what is not committed: the state is closed, or replaced.
@@ -165,5 +188,6 @@ func (s *stateDB) abandon() error {
 	err := w.tx.Rollback()
 	w.tx = nil
 	w.open.Store(false)
+	w.full.Store(false)
 	return err
 }

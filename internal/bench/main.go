@@ -1,7 +1,7 @@
 // Command bench measures ipvskit beside its rivals, both in one run:
 //
 //	go run . [-quick] SUBJECT
-//	go run . [-quick] [-keys N] [-only KINDS] raft
+//	go run . [-quick] [-keys N] [-only KINDS] [-callers N,N] raft
 //
 // Each subject prints a table, and for each figure a line
 // `ratio <subject>/<what> <number>`; above 1 means that ours is better, for
@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ipvskit/ipvskit/internal/bench/fanoutbench"
@@ -41,6 +42,17 @@ func main() {
 	quick := flag.Bool("quick", false, "a run of about a minute")
 	keys := flag.Int("keys", 0, "raft: measure writes and reads alone, with so many keys")
 	only := flag.String("only", "", "raft: measure these alone, as in raftstore,etcd")
+	var callers []int
+	flag.Func("callers", "raft: so many write at once, as in 1,128", func(text string) error {
+		for _, one := range strings.Split(text, ",") {
+			n, err := strconv.Atoi(one)
+			if err != nil || n < 1 {
+				return fmt.Errorf("%q is not a number of callers", one)
+			}
+			callers = append(callers, n)
+		}
+		return nil
+	})
 	flag.Usage = usage
 	flag.Parse()
 	run := subjects[flag.Arg(0)]
@@ -50,7 +62,9 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, figures.Options{Quick: *quick, Keys: *keys, Only: strings.FieldsFunc(*only, func(r rune) bool { return r == ',' })}); err != nil {
+	o := figures.Options{Quick: *quick, Keys: *keys, Callers: callers}
+	o.Only = strings.FieldsFunc(*only, func(r rune) bool { return r == ',' })
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -62,5 +76,5 @@ func usage() {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	fmt.Fprintf(os.Stderr, "usage: go run . [-quick] [-keys N] [-only KINDS] %s\n", strings.Join(names, "|"))
+	fmt.Fprintf(os.Stderr, "usage: go run . [-quick] [-keys N] [-only KINDS] [-callers N,N] %s\n", strings.Join(names, "|"))
 }

@@ -17,6 +17,8 @@ type Options struct {
 	Keys  int  // raft alone: writes and reads with so many keys, nothing else; 0: 100,000, and everything
 	// Only, where given, are the kinds that are measured, by their names; raft alone.
 	Only []string
+	// Callers, where given, is how many write at once, one measurement each; raft alone.
+	Callers []int
 }
 
 // Rounds is how many interleaved rounds to take the median of.

@@ -12,7 +12,8 @@ import (
 	"github.com/ipvskit/ipvskit/internal/bench/figures"
 )
 
-var callers = []int{1, 16, 128, 512}
+// usualCallers is how many write at once where nothing else is asked for.
+var usualCallers = []int{1, 16, 128, 512}
 
 // readers is how many callers read at once.
 const readers = 128
@@ -21,6 +22,9 @@ const readers = 128
 func Run(ctx context.Context, o figures.Options) error {
 	whole := o.Keys == 0
 	o.Keys = cmp.Or(o.Keys, keySpace)
+	if len(o.Callers) == 0 {
+		o.Callers = usualCallers
+	}
 	measured := slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool {
 		return k.name != ours.name && len(o.Only) > 0 && !slices.Contains(o.Only, k.name)
 	})
@@ -80,7 +84,7 @@ func (b *bench) duration() time.Duration {
 func (b *bench) measure(ctx context.Context, k kind, round int) error {
 	dir := b.fresh()
 	defer os.RemoveAll(dir)
-	r, err := spawn(ctx, job{Kind: k.name, Task: "cluster", Dir: dir, Keys: b.o.Keys, Callers: callers, Readers: readers, For: b.duration()})
+	r, err := spawn(ctx, job{Kind: k.name, Task: "cluster", Dir: dir, Keys: b.o.Keys, Callers: b.o.Callers, Readers: readers, For: b.duration()})
 	if err != nil {
 		return err
 	}
@@ -114,7 +118,7 @@ func (b *bench) median(kind string, of func(result) float64) float64 {
 }
 
 func (b *bench) print() {
-	for _, c := range callers {
+	for _, c := range b.o.Callers {
 		fmt.Printf("\n%d callers %25s %10s %10s %14s\n", c, "writes/s", "p50 ms", "p99 ms", "CPU µs/write")
 		for _, k := range b.kinds {
 			fmt.Printf("  %-20s %12.0f %10.2f %10.2f %14.1f\n", k.name,
@@ -131,7 +135,7 @@ func (b *bench) print() {
 	}
 	fmt.Println()
 	for _, k := range b.kinds[1:] {
-		for _, c := range callers {
+		for _, c := range b.o.Callers {
 			of := func(name string, f func(rate) float64) float64 {
 				return b.median(name, func(r result) float64 { return f(r.Writes[c]) })
 			}

@@ -22,6 +22,11 @@ type FS interface {
 	Rename(from, to string) error
 	Remove(name string) error
 	SyncDir(dir string) error
+	// WriteBack lets what was written to the bbolt file at path so far go to the
+	// disk, little by little, so that SyncDB has less to do at once, for which every
+	// sync of another file would wait. It promises nothing, and ends early when stop
+	// is closed.
+	WriteBack(path string, stop <-chan struct{}) error
 	// SyncDB makes durable what was written to the bbolt file at path so far;
 	// sync does it for a real file.
 	SyncDB(path string, sync func() error) error

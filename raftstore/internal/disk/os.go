@@ -49,4 +49,6 @@ func (OS) MkdirAll(dir string) error    { return os.MkdirAll(dir, 0o700) }
 func (OS) Rename(from, to string) error { return os.Rename(from, to) }
 func (OS) Remove(name string) error     { return os.Remove(name) }
 
+func (OS) WriteBack(path string, stop <-chan struct{}) error { return writeBack(path, stop) }
+
 func (OS) SyncDB(_ string, sync func() error) error { return sync() }

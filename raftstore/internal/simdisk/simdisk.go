@@ -300,6 +300,9 @@ func (d *FS) SyncDir(dir string) error {
 	return nil
 }
 
+// WriteBack does nothing: Cut takes any page that was not synced for written or not.
+func (*FS) WriteBack(string, <-chan struct{}) error { return nil }
+
 // SyncDB makes a bbolt file durable.
 func (d *FS) SyncDB(path string, _ func() error) error {
 	if err := d.step("syncdb " + filepath.Base(path)); err != nil {

@@ -41,10 +41,13 @@ func (m memory) List(string) ([]string, error) {
 	}
 	return names, nil
 }
-func (m memory) Rename(from, to string) error    { m[to] = m[from]; delete(m, from); return nil }
-func (m memory) Remove(name string) error        { delete(m, name); return nil }
-func (memory) MkdirAll(string) error             { return nil }
-func (memory) SyncDir(string) error              { return nil }
+
+func (m memory) Rename(from, to string) error          { m[to] = m[from]; delete(m, from); return nil }
+func (m memory) Remove(name string) error              { delete(m, name); return nil }
+func (memory) MkdirAll(string) error                   { return nil }
+func (memory) SyncDir(string) error                    { return nil }
+func (memory) WriteBack(string, <-chan struct{}) error { return nil }
+
 func (memory) SyncDB(string, func() error) error { return nil }
 func (f *bytesFile) Size() (int64, error)        { return int64(len(f.data)), nil }
 func (f *bytesFile) Sync() error                 { return nil }
