@@ -27,7 +27,7 @@ type writeTx struct {
 	limit    int64 // of the file's size
 	failed   error // a commit that failed: the node ends
 
-	open    atomic.Bool   // there is a transaction
+	open    atomic.Bool   // there is a transaction, or there was one that failed
 	full    atomic.Bool   // it is to be committed
 	commits atomic.Uint64 // how many there were
 	size    atomic.Int64  // of the file, about
@@ -118,14 +118,16 @@ func (s *stateDB) inTx(fn func(*bbolt.Tx) error) (err error) {
 	return fn(w.tx)
 }
 
-// drop undoes the open transaction; mu is held.
+// drop undoes the open transaction; mu is held. What was in it is answered already,
+// so that no one may read without it: to readers it stays open, and flush gives
+// them err.
 func (s *stateDB) drop(err error) {
 	w := &s.write
 	w.failed = err
+	w.open.Store(true)
 	if w.tx != nil {
 		_ = w.tx.Rollback() // what it could say is less than err
 		w.tx = nil
-		w.open.Store(false)
 	}
 }
 

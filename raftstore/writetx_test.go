@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -60,4 +61,24 @@ func TestAppliedIsSeen(t *testing.T) {
 	}
 	must(t, s.Close())
 	must(t, <-done)
+}
+
+// Where the transaction fails no one reads without what was answered before.
+func TestNoReadBesideAFailure(t *testing.T) {
+	s, err := Open(Config{Dir: t.TempDir(), StateMachines: map[string]StateMachine{"sim": simMachine{}}})
+	must(t, err)
+	defer s.Close()
+	must(t, s.state.update(1, func(tx *bbolt.Tx) error {
+		_, err := tx.CreateBucketIfNotExists([]byte("answered"))
+		return err
+	}))
+	broken := errors.New("broken")
+	if err := s.state.update(1, func(*bbolt.Tx) error { return broken }); !errors.Is(err, broken) {
+		t.Fatalf("update: %v", err)
+	}
+	for range 2 {
+		if err := s.ReadStale(func(*bbolt.Tx) error { return nil }); !errors.Is(err, broken) {
+			t.Errorf("a read beside the failure: %v", err)
+		}
+	}
 }

@@ -1,3 +1,7 @@
+// arm has the call under another name, which package syscall does not know.
+
+//go:build !arm
+
 package disk
 
 import (

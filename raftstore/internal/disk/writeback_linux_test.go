@@ -1,3 +1,5 @@
+//go:build !arm
+
 package disk
 
 import (
@@ -40,7 +42,7 @@ func TestWriteBack(t *testing.T) {
 	if err := (OS{}).WriteBack(name, stop); err != nil || time.Since(began) > 10*time.Second {
 		t.Errorf("%v, after %v", err, time.Since(began))
 	}
-	if err := (OS{}).WriteBack(name+"-gone", stop); !errors.Is(err, fs.ErrNotExist) && err != nil {
+	if err := (OS{}).WriteBack(name+"-gone", stop); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }
