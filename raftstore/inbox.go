@@ -15,7 +15,6 @@ type inbox struct {
 	mu sync.Mutex // guards the fields below
 	arrivals
 	msgBytes int           // of messages
-	ended    bool          // reads are not taken any more
 	room     chan struct{} // not nil while someone waits for room; closed when there is
 }
 
@@ -24,7 +23,6 @@ type arrivals struct {
 	messages  []received
 	responses []*raftpb.Message // of the stages
 	proposals []*proposal
-	reads     *readers
 	calls     []func(*loop)
 	applied   *progress // the last one counts
 	changes   []changeDone

@@ -231,9 +231,6 @@ func (l *loop) turn() error {
 		call(l)
 	}
 	l.queued = append(l.queued, in.proposals...)
-	if in.reads != nil {
-		l.round.queued = append(l.round.queued, in.reads)
-	}
 	if err := l.ready(); err != nil {
 		return err
 	}
@@ -243,6 +240,7 @@ func (l *loop) turn() error {
 		return err
 	}
 	l.release()
+	l.gather()
 	l.publish()
 	if l.applied.removed {
 		return ErrRemoved
@@ -281,7 +279,6 @@ func (l *loop) ready() error {
 				return err
 			}
 		}
-		l.ask()
 	}
 	return nil
 }
@@ -425,9 +422,7 @@ func (l *loop) fail(err error) {
 	}
 	l.queued = nil
 	l.changing.end(unknown(err))
-	if in.reads != nil {
-		in.reads.end(err)
-	}
+	l.s.reads.end()
 	l.round.fail(err)
 	if l.incoming != nil {
 		l.incoming.done <- err

@@ -3,7 +3,8 @@ package raftstore
 import (
 	"context"
 	"encoding/binary"
-	"slices"
+	"runtime"
+	"sync"
 
 	"go.etcd.io/bbolt"
 	"go.etcd.io/raft/v3"
@@ -22,15 +23,69 @@ func (r *readers) end(err error) {
 	close(r.done)
 }
 
+// readQueue is where readers wait to be asked for. One group gathers while the
+// loop asks for another, and does not wake it: it looks here when it has an answer.
+type readQueue struct {
+	mu     sync.Mutex // guards the fields below
+	next   *readers   // nil while there are none
+	asking bool       // a round is outstanding
+	ended  bool       // reads are not taken any more
+}
+
+// join returns the readers that are asked for next, nil where the queue has ended.
+// wake says that the loop does not know of them.
+func (q *readQueue) join() (r *readers, wake bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.ended {
+		return nil, false
+	}
+	if q.next == nil {
+		q.next = &readers{done: make(chan struct{})}
+		wake = !q.asking
+	}
+	return q.next, wake
+}
+
+// take returns those that wait, and from then on a round is outstanding, if there
+// are any.
+func (q *readQueue) take() *readers {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	r := q.next
+	q.next, q.asking = nil, r != nil
+	return r
+}
+
+// rest says that no round is outstanding, and returns whether someone waits for the
+// next.
+func (q *readQueue) rest() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.asking = false
+	return q.next != nil
+}
+
+// end ends those that wait for a loop which will not take them, and lets none begin
+// any more.
+func (q *readQueue) end() {
+	q.mu.Lock()
+	q.ended = true
+	q.mu.Unlock()
+	if r := q.take(); r != nil {
+		r.end(ErrStopped)
+	}
+}
+
 // round is one ReadIndex: one is outstanding at a time, for all reads that came
 // before it was asked. Each has a context of its own, since an answer to an
 // earlier question would be stale.
 type round struct {
-	queued  []*readers // came since asking
-	asked   []*readers
-	number  uint64
-	asking  uint64     // tick at which it was asked
-	granted []*readers // wait for their index
+	asked    *readers // nil while none is outstanding
+	answered bool     // in this turn
+	number   uint64
+	asking   uint64     // tick at which it was asked
+	granted  []*readers // wait for their index
 }
 
 // retryTicks is when a round that was lost, as at a change of leader, is asked
@@ -38,7 +93,8 @@ type round struct {
 const retryTicks = 3
 
 // Read calls fn with a transaction that sees every write that was acknowledged
-// anywhere before Read was called. fn may run on any node, the leader or not.
+// anywhere before Read was called. fn may run on any node, the leader or not. What
+// the transaction gives is of use until fn returns; it must not be kept.
 func (s *Store) Read(ctx context.Context, fn func(*bbolt.Tx) error) error {
 	if err := s.Barrier(ctx); err != nil {
 		return err
@@ -72,51 +128,31 @@ func (s *Store) Barrier(ctx context.Context) error {
 // joinReaders returns the readers that are asked for next, nil where the store has
 // stopped.
 func (s *Store) joinReaders() *readers {
-	s.inbox.mu.Lock()
-	if s.inbox.ended {
-		s.inbox.mu.Unlock()
-		return nil
-	}
-	r := s.inbox.reads
-	first := r == nil
+	r, first := s.reads.join()
 	if first {
-		r = &readers{done: make(chan struct{})}
-		s.inbox.reads = r
-	}
-	s.inbox.mu.Unlock()
-	if first {
+		runtime.Gosched() // who is about to read as well comes along
 		wake(s.inbox.ready)
 	}
 	return r
-}
-
-// endReads ends those that wait for a loop which will not take them, and lets none
-// begin any more.
-func (s *Store) endReads() {
-	s.inbox.mu.Lock()
-	defer s.inbox.mu.Unlock()
-	s.inbox.ended = true
-	if r := s.inbox.reads; r != nil {
-		s.inbox.reads = nil
-		r.end(ErrStopped)
-	}
 }
 
 // ask begins a round if there is something to ask and none is outstanding, or
 // the outstanding one seems lost.
 func (l *loop) ask() {
 	r := &l.round
+	if r.answered {
+		return // see gather
+	}
 	if l.behind() {
 		return // until its entry is applied
 	}
-	if len(r.asked) > 0 {
-		if l.ticks-r.asking < retryTicks {
+	if r.asked == nil {
+		if r.asked = l.s.reads.take(); r.asked == nil {
 			return
 		}
-	} else if len(r.queued) == 0 {
+	} else if l.ticks-r.asking < retryTicks {
 		return
 	}
-	r.asked, r.queued = append(r.asked, r.queued...), nil
 	r.number++
 	r.asking = l.ticks
 	l.rn.ReadIndex(l.roundContext())
@@ -139,14 +175,28 @@ func (l *loop) roundContext() []byte {
 
 func (l *loop) answered(states []raft.ReadState) {
 	for _, st := range states {
-		if len(l.round.asked) == 0 || string(st.RequestCtx) != string(l.roundContext()) {
+		if l.round.asked == nil || string(st.RequestCtx) != string(l.roundContext()) {
 			continue
 		}
-		for _, r := range l.round.asked {
-			r.index = st.Index
-		}
-		l.round.granted = append(l.round.granted, l.round.asked...)
-		l.round.asked = nil
+		l.round.asked.index = st.Index
+		l.round.granted = append(l.round.granted, l.round.asked)
+		l.round.asked, l.round.answered = nil, true
+	}
+}
+
+// gather lets those who have had their answer ask again together with those who came
+// meanwhile: a round costs much more than a reader. Where processors are free it
+// takes no time.
+func (l *loop) gather() {
+	if !l.round.answered {
+		return
+	}
+	l.round.answered = false
+	if l.s.reads.rest() {
+		go func() {
+			runtime.Gosched()
+			wake(l.s.inbox.ready)
+		}()
 	}
 }
 
@@ -165,7 +215,10 @@ func (l *loop) release() {
 }
 
 func (r *round) fail(err error) {
-	for _, w := range slices.Concat(r.asked, r.granted, r.queued) {
+	if r.asked != nil {
+		r.asked.end(err)
+	}
+	for _, w := range r.granted {
 		w.end(err)
 	}
 	*r = round{number: r.number}

@@ -88,6 +88,8 @@ func (s *stateDB) addPages(bytes int64) (err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.reads.renew()
+	defer s.reads.renew()
 	defer damaged(s.dir, s.name, debug.SetPanicOnFault(true), &err)
 	for _, step := range []func(*bbolt.Tx) error{
 		func(tx *bbolt.Tx) error {

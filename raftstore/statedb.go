@@ -30,6 +30,7 @@ type stateDB struct {
 	name string // of the file
 
 	write writeTx // what is applied and not committed yet
+	reads readTxs // of what is committed
 
 	checkpoints sync.Mutex // one at a time; guards the fields below
 	last        checkpoint
@@ -225,10 +226,7 @@ func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 	if err := s.flush(); err != nil {
 		return err
 	}
-	s.mu.RLock()
-	name := s.name
-	tx, err := s.db.Begin(false)
-	s.mu.RUnlock()
+	tx, name, age, err := s.readTx()
 	if err != nil {
 		return err
 	}
@@ -236,8 +234,29 @@ func (s *stateDB) view(fn func(*bbolt.Tx) error) (err error) {
 	epoch.Add(1)
 	defer epoch.Add(-1)
 	defer damaged(s.dir, name, debug.SetPanicOnFault(true), &err)
-	defer tx.Rollback() //nolint:errcheck // of a read transaction that is open it has no error
-	return fn(tx)
+	returned := false
+	defer func() {
+		if returned {
+			s.reads.give(tx, age)
+		} else {
+			_ = tx.Rollback() // of a read transaction that is open it has no error
+		}
+	}()
+	err = fn(tx)
+	returned = true
+	return err
+}
+
+// readTx returns a transaction that shows what is committed, with the name of its
+// file, and the age with which to give it back.
+func (s *stateDB) readTx() (tx *bbolt.Tx, name string, age uint64, err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	tx, age = s.reads.take()
+	if tx == nil {
+		tx, err = s.db.Begin(false)
+	}
+	return tx, s.name, age, err
 }
 
 // close closes the files and waits for their readers. It makes no checkpoint.
@@ -250,6 +269,7 @@ func (s *stateDB) close() error {
 		s.pin = nil
 	}
 	db, _ := s.current()
+	s.reads.end()
 	if db != nil {
 		err = errors.Join(err, db.Close())
 	}
@@ -293,6 +313,7 @@ func (s *stateDB) install(path string) error {
 	s.pin = nil
 	s.mu.Lock()
 	s.db, s.name = db, name
+	s.reads.renew()
 	s.mu.Unlock()
 	s.roomed = size
 	_, err = s.checkpointLocked(true)

@@ -209,14 +209,23 @@ func TestReaderThatStays(t *testing.T) {
 			must(t, err)
 		}
 	}
-	in := filepath.Join(dir, "snapshot-in-2.tmp")
-	f, err := os.Create(in)
-	must(t, err)
-	must(t, s.view(func(tx *bbolt.Tx) error { _, err := tx.WriteTo(f); return err }))
-	must(t, f.Close())
-	must(t, s.install(in))
+	must(t, replaceWithCopy(s))
 	must(t, putEntry(s, 300, rng))
 	close(reading)
 	<-done
 	must(t, s.close())
+}
+
+// replaceWithCopy installs a snapshot of the state in its place.
+func replaceWithCopy(s *stateDB) error {
+	in := filepath.Join(s.dir, "snapshot-in-2.tmp")
+	f, err := os.Create(in)
+	if err != nil {
+		return err
+	}
+	err = s.view(func(tx *bbolt.Tx) error { _, err := tx.WriteTo(f); return err })
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return s.install(in)
 }

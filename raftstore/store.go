@@ -28,6 +28,7 @@ type Store struct {
 	logs  *logStore
 
 	inbox           inbox
+	reads           readQueue
 	pending         pending
 	pendingCommands atomic.Int64             // queued or waiting to be applied
 	pendingBytes    atomic.Int64             // of these
@@ -147,7 +148,7 @@ func (s *Store) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	defer close(s.done)
 	defer close(s.stopped)
-	defer s.endReads()
+	defer s.reads.end()
 	defer s.cancel()
 
 	if s.cfg.Transport == nil && s.Identity().Cluster == 0 {
@@ -220,7 +221,7 @@ func (s *Store) Close() error {
 		cancel()
 		<-s.done
 	} else if first {
-		s.endReads()
+		s.reads.end()
 		close(s.stopped)
 	}
 	return s.release()

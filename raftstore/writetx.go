@@ -104,6 +104,7 @@ func (s *stateDB) inTx(fn func(*bbolt.Tx) error) (err error) {
 	w := &s.write
 	defer damaged(s.dir, s.name, debug.SetPanicOnFault(true), &err)
 	if w.tx == nil {
+		s.reads.renew()
 		if w.tx, err = s.db.Begin(true); err != nil {
 			return err
 		}
@@ -146,6 +147,7 @@ func (s *stateDB) commit() (err error) {
 		return fmt.Errorf("%s: %w", s.name, err)
 	}
 	w.tx = nil
+	s.reads.renew()
 	w.open.Store(false)
 	w.full.Store(false)
 	w.commits.Add(1)
