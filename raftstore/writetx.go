@@ -80,8 +80,23 @@ func (s *stateDB) update(commands int, fn func(*bbolt.Tx) error) error {
 	if commands == 1 {
 		nodes = holdNodesSingly
 	}
-	w.full.Store(w.commands >= holdCommands || dirtyNodes(w.tx) >= nodes-nodes*w.early/100 || w.now().Sub(w.opened) >= holdFor)
+	w.full.Store(w.commands >= holdCommands || dirtyNodes(w.tx) >= nodes-nodes*w.early/100 || w.now().Sub(w.opened) >= w.hold())
 	return nil
+}
+
+// hold is how long the open transaction stays open at most; mu is held.
+func (w *writeTx) hold() time.Duration {
+	return holdFor - holdFor*time.Duration(w.early)/100
+}
+
+// flushUnless returns what commits the open transaction unless it is another by
+// then: there were more than so many commits.
+func (s *stateDB) flushUnless(commits uint64) func() {
+	return func() {
+		if s.write.commits.Load() == commits {
+			_ = s.flush() // the loop hears of an error
+		}
+	}
 }
 
 // commitFull commits what update has said is full. It is not part of update, so
@@ -110,7 +125,7 @@ func (s *stateDB) inTx(fn func(*bbolt.Tx) error) (err error) {
 		}
 		w.opened, w.commands, w.early = w.now(), 0, w.stagger()
 		w.open.Store(true)
-		w.later(holdFor, func() { _ = s.flush() }) // the loop hears of an error
+		w.later(w.hold(), s.flushUnless(w.commits.Load()))
 	}
 	if size := w.tx.Size(); size > w.limit {
 		// bbolt would wait for the checkpoint's reader, for ever.

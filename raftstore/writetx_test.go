@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/ipvskit/ipvskit/raftstore/internal/disk"
 )
 
 // told is a machine that passes on what it is told is committed.
@@ -81,4 +83,31 @@ func TestNoReadBesideAFailure(t *testing.T) {
 			t.Errorf("a read beside the failure: %v", err)
 		}
 	}
+}
+
+// The time of a transaction that was committed early does not end the next one.
+func TestTransactionHasItsOwnTime(t *testing.T) {
+	s, err := openStateDB(disk.OS{}, t.TempDir(), true)
+	must(t, err)
+	var due []func()
+	s.write.later = func(d time.Duration, fn func()) {
+		if d <= 0 || d > holdFor {
+			t.Errorf("a transaction is held for %v", d)
+		}
+		due = append(due, fn)
+	}
+	must(t, count(s, 1))
+	_, _, err = counted(s) // commits it
+	must(t, err)
+	must(t, count(s, 2))
+	before := s.write.commits.Load()
+	due[0]()
+	if s.write.commits.Load() != before || !s.write.open.Load() {
+		t.Fatal("a transaction was committed when the time of the one before was over")
+	}
+	due[1]()
+	if s.write.commits.Load() != before+1 || s.write.open.Load() {
+		t.Fatal("a transaction stays open when its time is over")
+	}
+	must(t, s.close())
 }
