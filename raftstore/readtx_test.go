@@ -98,7 +98,11 @@ func TestReadersShareTransactions(t *testing.T) {
 	go func() { _ = s.view(func(*bbolt.Tx) error { close(reading); <-leave; return nil }) }()
 	<-reading
 	go func() { closed <- s.close() }()
-	time.Sleep(20 * time.Millisecond)
+	select {
+	case <-closed:
+		t.Fatal("close does not wait for a reader")
+	case <-time.After(20 * time.Millisecond):
+	}
 	close(leave)
 	select {
 	case err := <-closed:
