@@ -99,8 +99,8 @@ func TestReadersShareTransactions(t *testing.T) {
 	<-reading
 	go func() { closed <- s.close() }()
 	select {
-	case <-closed:
-		t.Fatal("close does not wait for a reader")
+	case err := <-closed:
+		t.Fatalf("close does not wait for a reader: %v", err)
 	case <-time.After(20 * time.Millisecond):
 	}
 	close(leave)
