@@ -99,6 +99,7 @@ func (s *Store) open() error {
 	if s.state, err = openStateDB(files, dir, !member); err != nil {
 		return err
 	}
+	s.state.write.waiting = s.pendingCommands.Load
 	if s.logs, err = openLogStore(files, dir); err != nil {
 		return err
 	}

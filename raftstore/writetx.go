@@ -19,7 +19,7 @@ import (
 // for holdFor. What is in it is acknowledged already: the log has it, and a start
 // applies it again.
 type writeTx struct {
-	mu       sync.Mutex // guards the fields below but the atomic ones and now, stagger and later, and the transaction
+	mu       sync.Mutex // guards the fields below but the atomic ones and the functions, and the transaction
 	tx       *bbolt.Tx
 	opened   time.Time
 	commands int
@@ -33,6 +33,7 @@ type writeTx struct {
 	size    atomic.Int64  // of the file, about
 	applied atomic.Int64  // commands ever, as they were counted for update
 
+	waiting func() int64 // callers, whose commands are not applied yet
 	now     func() time.Time
 	stagger func() int64 // the next early: nodes that share a machine are not to commit in step
 	later   func(time.Duration, func())
@@ -43,18 +44,21 @@ const (
 	// holdFor bounds how long memory is taken for what no one reads.
 	holdFor = time.Second
 	// holdNodes bounds how long a commit takes, which costs by the page: a reader
-	// waits for it, and so do callers, if many come at once. Where they come singly
-	// hardly one of them meets a commit, and larger ones are fewer.
-	holdNodes       = 256
-	holdNodesSingly = 1024
-	// holdCommands bounds it where the commands share pages.
-	holdCommands = 4096
+	// waits for it, and so do those whose commands come meanwhile. Where few callers
+	// wait, as where others lead, fewer than one command in a hundred meets a commit;
+	// so there it is larger, and pages that several commands change are written once.
+	holdNodes     = 256  // 3 ms
+	holdNodesMost = 4096 // 30 ms
+	fewCallers    = 8
+	// holdCommands bounds the memory of what is in it, where the commands share pages.
+	holdCommands = 16 << 10
 	// usualCommand is the bytes by which commands are counted where they are larger.
 	usualCommand = 256
 )
 
 func newStateDB(files disk.FS, dir string) *stateDB {
 	s := &stateDB{files: files, dir: dir, moreRoom: moreRoom}
+	s.write.waiting = func() int64 { return 0 }
 	s.write.now = time.Now
 	s.write.stagger = func() int64 { return rand.Int64N(50) }
 	s.write.later = func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }
@@ -76,9 +80,9 @@ func (s *stateDB) update(commands int, fn func(*bbolt.Tx) error) error {
 	}
 	w.commands += commands
 	w.applied.Add(int64(commands))
-	nodes := int64(holdNodes)
-	if commands == 1 {
-		nodes = holdNodesSingly
+	nodes := int64(holdNodesMost)
+	if w.waiting() > fewCallers {
+		nodes = holdNodes
 	}
 	w.full.Store(w.commands >= holdCommands || dirtyNodes(w.tx) >= nodes-nodes*w.early/100 || w.now().Sub(w.opened) >= w.hold())
 	return nil

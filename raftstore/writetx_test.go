@@ -111,3 +111,44 @@ func TestTransactionHasItsOwnTime(t *testing.T) {
 	}
 	must(t, s.close())
 }
+
+// A commit is small where many callers would wait for it, and large where few do.
+func TestTransactionSizeByCallers(t *testing.T) {
+	for _, c := range []struct{ waiting, most int64 }{{0, holdNodesMost}, {fewCallers, holdNodesMost}, {fewCallers + 1, holdNodes}} {
+		s, err := openStateDB(disk.OS{}, t.TempDir(), true)
+		must(t, err)
+		s.write.waiting = func() int64 { return c.waiting }
+		s.write.stagger = func() int64 { return 0 }
+		s.write.later = func(time.Duration, func()) {}
+		began := time.Now()
+		s.write.now = func() time.Time { return began }
+		put := func(commands, from, to int) {
+			must(t, s.update(commands, func(tx *bbolt.Tx) error {
+				b, err := tx.CreateBucketIfNotExists([]byte("many"))
+				for i := from; i < to && err == nil; i++ {
+					err = b.Put(fmt.Appendf(nil, "%08d", i), make([]byte, 2<<10)) // two in a page
+				}
+				return err
+			}))
+		}
+		put(1, 0, 10_000)
+		must(t, s.flush())
+		taken := int64(0)
+		for key := 0; !s.write.full.Load(); key++ {
+			must(t, s.inTx(func(tx *bbolt.Tx) error { taken = dirtyNodes(tx); return nil }))
+			put(1, key, key+1)
+		}
+		if taken >= c.most || taken < c.most*9/10 {
+			t.Errorf("with %d callers a transaction is full after %d pages, want %d", c.waiting, taken, c.most)
+		}
+		must(t, s.flush())
+		put(holdCommands-1, 0, 1)
+		if s.write.full.Load() {
+			t.Errorf("with %d callers a transaction is full after %d commands", c.waiting, holdCommands-1)
+		}
+		if put(1, 0, 1); !s.write.full.Load() {
+			t.Errorf("with %d callers a transaction is not full after %d commands", c.waiting, holdCommands)
+		}
+		must(t, s.close())
+	}
+}

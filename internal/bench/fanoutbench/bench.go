@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/ipvskit/ipvskit/internal/bench/child"
 	"github.com/ipvskit/ipvskit/internal/bench/figures"
 )
 
@@ -68,14 +69,8 @@ func once(ctx context.Context, kind string, n int, o figures.Options) (result, e
 	if o.Quick || n > 1000 {
 		changes = 20
 	}
-	p, err := start(ctx, job{Role: "servers", Kind: kind, Dir: dir, Agents: n, Changes: changes, Storm: true})
-	if err != nil {
-		return r, err
-	}
-	if err := p.out.Decode(&r); err != nil {
-		return r, fmt.Errorf("no result: %w", err)
-	}
-	return r, p.end()
+	err = child.Result(ctx, childEnv, job{Role: "servers", Kind: kind, Dir: dir, Agents: n, Changes: changes, Storm: true}, &r)
+	return r, err
 }
 
 func print(n int, results map[string][]result) {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ipvskit/ipvskit/internal/bench/child"
 	"github.com/ipvskit/ipvskit/internal/bench/figures"
 	"github.com/ipvskit/ipvskit/lbstate"
 	"github.com/ipvskit/ipvskit/transport/identity"
@@ -151,12 +152,12 @@ func (j job) measure(ctx context.Context) (r result, err error) {
 	if r.List, err = c.list(ctx); err != nil {
 		return r, err
 	}
-	crowd, err := start(ctx, job{Role: "agents", Kind: j.Kind, Dir: j.Dir, Agents: j.Agents})
+	crowd, err := child.Start(ctx, childEnv, job{Role: "agents", Kind: j.Kind, Dir: j.Dir, Agents: j.Agents})
 	if err != nil {
 		return r, err
 	}
 	defer func() {
-		if e := crowd.end(); err == nil {
+		if e := crowd.End(); err == nil {
 			err = e
 		}
 	}()
@@ -165,7 +166,7 @@ func (j job) measure(ctx context.Context) (r result, err error) {
 	var held [2]uint64
 	for i, n := range [2]int{j.Agents / 10, j.Agents} {
 		began := time.Now()
-		if err := crowd.ask(question{Servers: c.addresses(), Agents: n, Change: last}, &a); err != nil {
+		if err := crowd.Ask(question{Servers: c.addresses(), Agents: n, Change: last}, &a); err != nil {
 			return r, err
 		}
 		r.Connect = time.Since(began).Seconds()
@@ -175,7 +176,7 @@ func (j job) measure(ctx context.Context) (r result, err error) {
 	}
 	r.PerAgent = float64(int64(held[1])-int64(held[0])) / float64(j.Agents-j.Agents/10)
 
-	if err := crowd.ask(question{}, &a); err != nil {
+	if err := crowd.Ask(question{}, &a); err != nil {
 		return r, err
 	}
 	bytes, cpu := a.Bytes, cpuTime()
@@ -185,7 +186,7 @@ func (j job) measure(ctx context.Context) (r result, err error) {
 		if err != nil {
 			return r, err
 		}
-		if err := crowd.ask(question{Change: revision}, &a); err != nil {
+		if err := crowd.Ask(question{Change: revision}, &a); err != nil {
 			return r, err
 		}
 		for _, t := range a.Times {
@@ -202,7 +203,7 @@ func (j job) measure(ctx context.Context) (r result, err error) {
 
 // storm kills the server that has all agents, and times until each has a change
 // that was made after.
-func (j job) storm(ctx context.Context, c cluster, crowd *process, r *result) error {
+func (j job) storm(ctx context.Context, c cluster, crowd *child.Process, r *result) error {
 	before := memory()
 	peak, stop, sampled := before, make(chan struct{}), make(chan struct{})
 	go func() {
@@ -226,7 +227,7 @@ func (j job) storm(ctx context.Context, c cluster, crowd *process, r *result) er
 		return err
 	}
 	var a answer
-	if err := crowd.ask(question{Change: revision}, &a); err != nil {
+	if err := crowd.Ask(question{Change: revision}, &a); err != nil {
 		return err
 	}
 	for _, t := range a.Times {

@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/ipvskit/ipvskit/internal/bench/child"
 )
 
 // node runs one member of a cluster until it is killed, writes without pause,
@@ -67,11 +68,10 @@ func failover(ctx context.Context, k kind, dir string) (time.Duration, error) {
 	defer cancel()
 	members := make([]*member, len(ps))
 	for i, p := range ps {
-		cmd, err := command(ctx, job{Kind: k.name, Task: "node", Place: p})
+		cmd, err := child.Command(ctx, childEnv, job{Kind: k.name, Task: "node", Place: p})
 		if err != nil {
 			return 0, err
 		}
-		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err == nil {
 			err = cmd.Start()

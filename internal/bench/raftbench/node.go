@@ -1,8 +1,9 @@
 // Package raftbench measures raftstore beside embedded etcd and hashicorp/raft:
 // the same commands, on the same disk, in one run.
 //
-// Every cluster runs in a child process of its own, so that neither garbage
-// nor CPU of one is counted to another; for failover every node does.
+// Every node runs in a process of its own, as those of a real cluster do: what one
+// collects, commits or syncs does not hold up the goroutines of the others. The
+// callers are in the process of the node that they call.
 package raftbench
 
 import (

@@ -3,12 +3,14 @@ package raftbench
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
+	"github.com/ipvskit/ipvskit/internal/bench/child"
 	"github.com/ipvskit/ipvskit/internal/bench/figures"
 )
 
@@ -37,7 +39,7 @@ func Run(ctx context.Context, o figures.Options) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("three nodes, 256-byte commands to keys uniform over %d, loopback TCP\nraw disk: %.0f writes of 4 KiB, each synced, a second\n\n", o.Keys, raw)
+	fmt.Printf("three nodes in processes of their own, 256-byte commands to keys uniform over %d, loopback TCP\nraw disk: %.0f writes of 4 KiB, each synced, a second\n\n", o.Keys, raw)
 	for _, k := range measured {
 		fmt.Printf("%-18s %s\n", k.name, k.settings)
 	}
@@ -84,8 +86,12 @@ func (b *bench) duration() time.Duration {
 func (b *bench) measure(ctx context.Context, k kind, round int) error {
 	dir := b.fresh()
 	defer os.RemoveAll(dir)
-	r, err := spawn(ctx, job{Kind: k.name, Task: "cluster", Dir: dir, Keys: b.o.Keys, Callers: b.o.Callers, Readers: readers, For: b.duration()})
+	c, err := b.cluster(ctx, k, dir, b.o.Keys)
 	if err != nil {
+		return err
+	}
+	r, err := c.all(k, b.o.Callers)
+	if err := errors.Join(err, c.close()); err != nil {
 		return err
 	}
 	b.results[k.name] = append(b.results[k.name], r)
@@ -104,9 +110,19 @@ func (b *bench) measure(ctx context.Context, k kind, round int) error {
 	if k.name == etcdClient.name {
 		return nil // the same server
 	}
-	r, err = spawn(ctx, job{Kind: k.name, Task: "restart", Dir: b.fresh(), Entries: 100_000})
-	b.restarts[k.name] = append(b.restarts[k.name], r.Seconds)
+	var seconds float64
+	err = child.Result(ctx, childEnv, job{Kind: k.name, Task: "restart", Dir: b.fresh(), Entries: 100_000}, &seconds)
+	b.restarts[k.name] = append(b.restarts[k.name], seconds)
 	return err
+}
+
+func (b *bench) cluster(ctx context.Context, k kind, dir string, keys int) (*cluster, error) {
+	c, err := openCluster(ctx, k, dir)
+	if err != nil {
+		return nil, err
+	}
+	c.keys, c.during = keys, b.duration()
+	return c, nil
 }
 
 func (b *bench) median(kind string, of func(result) float64) float64 {
@@ -186,11 +202,15 @@ func (b *bench) sizes(ctx context.Context) error {
 	for _, keys := range []int{1_000, 100_000, 1_000_000} {
 		fmt.Printf("%-10d", keys)
 		for _, k := range []kind{ours, etcd} {
-			r, err := spawn(ctx, job{Kind: k.name, Task: "cluster", Dir: b.fresh(), Keys: keys, Entries: keys, Callers: []int{128, 512}, For: b.duration()})
+			c, err := b.cluster(ctx, k, b.fresh(), keys)
 			if err != nil {
 				return err
 			}
-			fmt.Printf(" %18.0f %18.0f", r.Writes[128].PerSecond, r.Writes[512].PerSecond)
+			writes, err := c.writes([]int{128, 512})
+			if err := errors.Join(err, c.close()); err != nil {
+				return err
+			}
+			fmt.Printf(" %18.0f %18.0f", writes[128].PerSecond, writes[512].PerSecond)
 		}
 		fmt.Println()
 	}
