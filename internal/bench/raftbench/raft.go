@@ -46,6 +46,7 @@ func Run(ctx context.Context, o figures.Options) error {
 	b := &bench{dir: dir, o: o, kinds: measured, whole: whole, results: map[string][]result{}, failovers: map[string][]float64{}, restarts: map[string][]float64{}}
 	for round := range 3 {
 		for _, k := range measured {
+			fmt.Fprintf(os.Stderr, "round %d of 3: %s\n", round+1, k.name)
 			if err := b.measure(ctx, k, round); err != nil {
 				return fmt.Errorf("%s: %w", k.name, err)
 			}

@@ -83,7 +83,7 @@ func load(to node, keys int) error {
 		}
 		return to.PutAll(context.Background(), some, make([]byte, valueSize))
 	})
-	time.Sleep(1500 * time.Millisecond) // what that leaves to sync and to cut
+	time.Sleep(time.Duration(max(keys, keySpace)) * 15 * time.Microsecond) // what that leaves to sync and to cut
 	return err
 }
 
