@@ -39,7 +39,7 @@ var subjects = map[string]func(context.Context, figures.Options) error{
 func main() {
 	raftbench.Child()
 	fanoutbench.Child()
-	quick := flag.Bool("quick", false, "a run of about a minute")
+	quick := flag.Bool("quick", false, "a short run, of one to two minutes")
 	keys := flag.Int("keys", 0, "raft: measure writes and reads alone, with so many keys")
 	only := flag.String("only", "", "raft: measure these alone, as in raftstore,etcd")
 	var callers []int

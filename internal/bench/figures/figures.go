@@ -13,7 +13,7 @@ import (
 
 // Options are those of the command line.
 type Options struct {
-	Quick bool // a run of about a minute
+	Quick bool // a short run, of one to two minutes
 	Keys  int  // raft alone: writes and reads with so many keys, nothing else; 0: 100,000, and everything
 	// Only, where given, are the kinds that are measured, by their names; raft alone.
 	Only []string
