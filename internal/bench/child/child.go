@@ -78,7 +78,7 @@ func Result(ctx context.Context, env string, job, result any) error {
 	if err := p.out.Decode(result); err != nil {
 		return errors.Join(fmt.Errorf("no result: %w", err), p.End())
 	}
-	return p.End()
+	return p.Finish()
 }
 
 // Ask sends a line and reads the answer.

@@ -104,19 +104,28 @@ func openCluster(ctx context.Context, k kind, dir string) (*cluster, error) {
 		}
 		c.members = append(c.members, m)
 	}
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	if err := c.findLeader(); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	return c, nil
+}
+
+// findLeader waits for one and puts it first.
+func (c *cluster) findLeader() (err error) {
+	waited := await("a leader", func() bool {
 		for i := range c.members {
-			r, err := c.ask(i, order{Do: "look"})
-			if err != nil {
-				return nil, errors.Join(err, c.close())
+			var r report
+			if r, err = c.ask(i, order{Do: "look"}); err != nil {
+				return true
 			}
 			if r.Leading {
 				c.members[0], c.members[i] = c.members[i], c.members[0]
-				return c, nil
+				return true
 			}
 		}
-	}
-	return nil, errors.Join(errors.New("no leader within 30 s"), c.close())
+		return false
+	})
+	return errors.Join(err, waited)
 }
 
 func (c *cluster) close() error {

@@ -19,9 +19,9 @@ import (
 type job struct {
 	Kind    string
 	Task    string // serve | restart | node
-	Dir     string
-	Entries int
-	Place   place // of serve and node
+	Dir     string // of restart
+	Entries int    // of restart
+	Place   place  // of serve and node
 }
 
 // childEnv carries a job to a child process.
@@ -100,12 +100,6 @@ func places(dir string, n int) ([]place, error) {
 		ps[i] = place{Dir: dir, Self: i, Peers: addrs[:n], Client: addrs[n:]}
 	}
 	return ps, nil
-}
-
-func closeAll(nodes []node) {
-	for _, n := range nodes {
-		n.Close()
-	}
 }
 
 // await polls: what is measured is not to be disturbed by more than that.
